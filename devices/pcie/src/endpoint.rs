@@ -1,0 +1,135 @@
+//! What a device model declares and implements: the [`Endpoint`] trait.
+//!
+//! A device owns its registers and nothing else of PCI Express. Config space, BAR sizing, the MSI-X table,
+//! Bus Master Enable and the routing of its transactions belong to this crate; a device declares what it
+//! wants of them and never edits config bytes.
+
+use std::sync::Arc;
+
+use crate::memory::BarMemory;
+use crate::port::Port;
+
+/// Identity of a function: the read-only fields of its type 0 header
+/// (PCI Express Base 6.0, section 7.5.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Vendor ID.
+    pub vendor_id: u16,
+    /// Device ID.
+    pub device_id: u16,
+    /// Subsystem Vendor ID.
+    pub subsystem_vendor_id: u16,
+    /// Subsystem ID.
+    pub subsystem_id: u16,
+    /// Revision ID.
+    pub revision_id: u8,
+    /// Class Code, 24 bits: base class, sub-class, programming interface (0x010802 is NVM Express).
+    pub class_code: u32,
+    /// Device Serial Number (section 7.9.3), an EUI-64; no such capability without one.
+    pub serial_number: Option<u64>,
+}
+
+/// How the guest's CPU reaches a BAR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CpuAccess {
+    /// Each access is a message to the device model and is counted.
+    Trapped,
+    /// The BAR's memory is mapped into the guest: fast, and not seen by the switch.
+    Mapped,
+}
+
+/// What stands behind a BAR.
+#[derive(Clone, Debug)]
+pub enum BarBacking {
+    /// Registers: every access calls [`Endpoint::bar_read`] or [`Endpoint::bar_write`].
+    Registers,
+    /// Memory: accesses, from the CPU and from peers, go straight to it and never call the endpoint.
+    Memory(Arc<BarMemory>),
+}
+
+/// One Base Address Register (pair).
+#[derive(Clone, Debug)]
+pub struct BarDeclaration {
+    /// Index of the register, 0 to 5; a 64-bit BAR also takes the next one.
+    pub index: u8,
+    /// Size in bytes: a power of two, at least 4 KiB.
+    pub size: u64,
+    /// 64-bit addressing.
+    pub is_64bit: bool,
+    /// Prefetchable.
+    pub prefetchable: bool,
+    /// How the CPU reaches it. [`CpuAccess::Mapped`] needs [`BarBacking::Memory`].
+    pub cpu_access: CpuAccess,
+    /// What stands behind it.
+    pub backing: BarBacking,
+}
+
+/// Where the MSI-X table and Pending Bit Array lie (PCI Express Base 6.0, section 7.7.2).
+/// This crate serves both; the endpoint sees no access to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsixDeclaration {
+    /// Number of vectors, 1 to 2048.
+    pub vectors: u16,
+    /// BAR that holds both structures.
+    pub bar: u8,
+    /// Offset of the table in that BAR, 8-byte aligned; 16 bytes a vector.
+    pub table_offset: u32,
+    /// Offset of the Pending Bit Array in that BAR, 8-byte aligned; one bit a vector.
+    pub pba_offset: u32,
+}
+
+/// All that an endpoint says of itself to the bus.
+#[derive(Clone, Debug)]
+pub struct Declaration {
+    /// Header identity.
+    pub identity: Identity,
+    /// Base Address Registers, in any order.
+    pub bars: Vec<BarDeclaration>,
+    /// MSI-X, if the function has it.
+    pub msix: Option<MsixDeclaration>,
+    /// Whether the function has an INTx pin (INTA).
+    pub intx: bool,
+}
+
+/// Why a function is reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetKind {
+    /// Function Level Reset (PCI Express Base 6.0, section 6.6.2).
+    FunctionLevel,
+    /// Conventional reset: hot reset, or the guest machine was reset.
+    Conventional,
+    /// The other side of the transport went away (QEMU died or closed the device).
+    ConnectionLost,
+}
+
+/// A device model: the function behind one port.
+///
+/// Methods take `&self` and may be called from several threads at once: the transport's, and those of
+/// peers that reach into a register BAR. [`bar_write`](Endpoint::bar_write) must not wait for DMA of the
+/// endpoint's own (wake a worker instead): a peer may be inside its own DMA when it calls.
+pub trait Endpoint: Send + Sync {
+    /// What the function shows to the bus. Called once, before [`attach`](Endpoint::attach).
+    fn declaration(&self) -> Declaration;
+
+    /// The endpoint is plugged in; `port` is its only way out. Called once.
+    fn attach(&self, port: Port);
+
+    /// A read of `data.len()` bytes at `offset` in a register BAR. The range lies inside the BAR and outside
+    /// the MSI-X structures; its length and alignment are the guest's choice. Fill `data`; what the device
+    /// does not decode reads as zero or ones, as its specification says.
+    fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]);
+
+    /// A write to a register BAR, under the same conditions as [`bar_read`](Endpoint::bar_read).
+    fn bar_write(&self, bar: u8, offset: u64, data: &[u8]);
+
+    /// Reset the device's own state. Returns when no DMA of the time before is in flight. Config space is
+    /// reset by the caller, afterwards.
+    fn reset(&self, kind: ResetKind);
+
+    /// The endpoint is unplugged: stop every thread, drop the port. Called at most once, after
+    /// [`reset`](Endpoint::reset).
+    fn detach(&self);
+
+    /// State for people and tests: a JSON object.
+    fn dump(&self) -> serde_json::Value;
+}
