@@ -1,1 +1,23 @@
-//! Placeholder.
+//! What runs inside the guest, and the words that host and guest share.
+//!
+//! * [`protocol`]: the JSON lines between the harness and the agent; the harness uses the same types.
+//! * [`line`]: the bounded line splitter that both ends read with.
+//! * [`server`]: the agent's request loop, over any byte stream (so that it is tested without a guest).
+//! * [`children`]: starting processes and the one place that reaps them.
+//! * [`modules`]: loading kernel modules.
+//! * [`pattern`]: the seeded data that `p2pcopy --check` writes and compares; the host seeds backing
+//!   files with the same function.
+//!
+//! Programs: `p2plab-agent` is `/init` of the guest image; `p2pcopy` copies between block devices
+//! through a chosen buffer. Not implemented: terminals (pty) for commands run through the agent, standard
+//! input that does not fit into one request, and users other than root.
+
+pub mod children;
+pub mod line;
+pub mod modules;
+pub mod pattern;
+pub mod protocol;
+pub mod server;
+mod sys;
+
+pub use sys::{Mapping, aio, kill_everything, loopback_up};

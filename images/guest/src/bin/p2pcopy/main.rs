@@ -1,0 +1,2 @@
+//! Copies between block devices through a chosen buffer.
+fn main() {}
