@@ -1,0 +1,136 @@
+//! Where a server listens: a file system path or an abstract socket name.
+
+use std::fmt;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use crate::ServeError;
+
+/// Address of a unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum SocketAddress {
+    /// A path in the file system; removed when the server stops.
+    Path(PathBuf),
+    /// A name in the abstract namespace, without the leading NUL. It vanishes with its process, even by
+    /// SIGKILL. It has no permissions, so only peers of our own user are served.
+    Abstract(String),
+}
+
+impl fmt::Display for SocketAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SocketAddress::Path(path) => write!(f, "{}", path.display()),
+            SocketAddress::Abstract(name) => write!(f, "@{name}"),
+        }
+    }
+}
+
+/// A listening socket that takes its file with it.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) socket: UnixListener,
+    own_uid_only: bool,
+    file: Option<SocketFile>,
+}
+
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Listener {
+    /// Binds and listens.
+    ///
+    /// # Errors
+    /// [`ServeError::Bind`].
+    pub(crate) fn bind(address: &SocketAddress) -> Result<Self, ServeError> {
+        let failed = |error| ServeError::Bind {
+            address: address.clone(),
+            error,
+        };
+        match address {
+            SocketAddress::Path(path) => {
+                remove_if_stale(path);
+                let socket = UnixListener::bind(path).map_err(failed)?;
+                let metadata = std::fs::symlink_metadata(path).map_err(failed)?;
+                let file = SocketFile {
+                    path: path.clone(),
+                    device: metadata.dev(),
+                    inode: metadata.ino(),
+                };
+                Ok(Listener {
+                    socket,
+                    own_uid_only: false,
+                    file: Some(file),
+                })
+            }
+            SocketAddress::Abstract(name) => {
+                let name = SocketAddr::from_abstract_name(name).map_err(failed)?;
+                let socket = UnixListener::bind_addr(&name).map_err(failed)?;
+                Ok(Listener {
+                    socket,
+                    own_uid_only: true,
+                    file: None,
+                })
+            }
+        }
+    }
+
+    /// The next client; on an abstract socket, the next of our own user.
+    ///
+    /// # Errors
+    /// The host's, also when the listening socket was shut down.
+    pub(crate) fn accept(&self) -> io::Result<UnixStream> {
+        loop {
+            let stream = match self.socket.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) => return Err(error),
+            };
+            if !self.own_uid_only {
+                return Ok(stream);
+            }
+            let peer = rustix::net::sockopt::socket_peercred(&stream)?;
+            if peer.uid == rustix::process::geteuid() {
+                return Ok(stream);
+            }
+            tracing::warn!(
+                uid = peer.uid.as_raw(),
+                "refused a vfio-user client of another user"
+            );
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let Some(file) = &self.file else { return };
+        // Another server may have taken the path over in the meantime: remove only what is ours.
+        let ours = std::fs::symlink_metadata(&file.path)
+            .is_ok_and(|found| found.dev() == file.device && found.ino() == file.inode);
+        if ours && let Err(error) = std::fs::remove_file(&file.path) {
+            tracing::warn!(path = %file.path.display(), %error, "cannot remove the socket");
+        }
+    }
+}
+
+/// Removes a socket on which nobody listens: what a killed process left behind.
+fn remove_if_stale(path: &Path) {
+    let is_socket =
+        std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    if !is_socket {
+        return;
+    }
+    let refused = UnixStream::connect(path)
+        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    if refused {
+        // If it cannot be removed, bind says so.
+        let _ = std::fs::remove_file(path);
+    }
+}
