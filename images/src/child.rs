@@ -1,0 +1,76 @@
+//! Programs that we start to fetch and unpack: they die with us.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output, Stdio};
+
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+
+use crate::ArtifactError;
+
+/// Makes the kernel kill the child when the thread that starts it ends, so that a killed p2plab leaves no
+/// apt-get behind. Start and await the child on one thread.
+pub(crate) fn dies_with_us(command: &mut Command) -> &mut Command {
+    let parent = rustix::process::getpid();
+    let hook = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The parent may have died between fork and here; then no signal will ever come.
+        if getppid() != Some(parent) {
+            return Err(io::Error::from_raw_os_error(
+                rustix::io::Errno::SRCH.raw_os_error(),
+            ));
+        }
+        Ok(())
+    };
+    // SAFETY: the hook runs between fork and exec; it makes two system calls (prctl, getppid), allocates
+    // nothing and takes no lock.
+    unsafe { command.pre_exec(hook) }
+}
+
+/// Runs to the end with no input and in the C locale, and returns what it wrote.
+///
+/// # Errors
+///
+/// [`ArtifactError::ProgramMissing`] if there is no such program, [`ArtifactError::ProgramFailed`] if it could not
+/// be started. A failing exit status is no error here.
+pub(crate) fn output(command: &mut Command) -> Result<Output, ArtifactError> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .env("LC_ALL", "C");
+    dies_with_us(command).output().map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => ArtifactError::ProgramMissing { program },
+        _ => ArtifactError::ProgramFailed {
+            program,
+            detail: e.to_string(),
+        },
+    })
+}
+
+/// Like [`output`], but a failing exit status is an error that says what `doing` was.
+pub(crate) fn checked(command: &mut Command, doing: &str) -> Result<Output, ArtifactError> {
+    let out = output(command)?;
+    if out.status.success() {
+        return Ok(out);
+    }
+    Err(ArtifactError::ProgramFailed {
+        program: doing.to_owned(),
+        detail: reason(&out),
+    })
+}
+
+/// The line that says why a program failed: its last error line, else its exit status.
+pub(crate) fn reason(out: &Output) -> String {
+    let text = String::from_utf8_lossy(&out.stderr);
+    let lines = || text.lines().map(str::trim).filter(|l| !l.is_empty());
+    lines()
+        .find(|l| l.starts_with("E:") || l.starts_with("Err:"))
+        .or_else(|| lines().next_back())
+        .map_or_else(
+            || out.status.to_string(),
+            |l| l.trim_end_matches('.').to_owned(),
+        )
+}

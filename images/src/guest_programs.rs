@@ -1,0 +1,7 @@
+//! The guest's own programs, built from `images/guest` by `build.rs`: static, for x86-64.
+
+/// The agent, which is init.
+pub(crate) const AGENT: &[u8] = include_bytes!(env!("P2PLAB_AGENT"));
+
+/// The copy tool.
+pub(crate) const P2PCOPY: &[u8] = include_bytes!(env!("P2PCOPY"));

@@ -1,0 +1,241 @@
+//! The manifest: which packages a lab runs on, in sets that are fetched on their own.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::ArtifactError;
+
+/// `images/manifest.toml`, compiled in.
+const TEXT: &str = include_str!("../manifest.toml");
+
+/// The package list of a lab.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Where packages come from.
+    pub source: Source,
+    /// The sets by name: `qemu`, `kernel` and `tools`.
+    pub sets: BTreeMap<String, PackageSet>,
+}
+
+/// Debian suites by name; no hosts.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Suites, each a directory below `dists/` of a mirror.
+    pub suites: Vec<String>,
+    /// The suite whose versions win.
+    pub prefer: String,
+    /// Archive components, usually `main`.
+    pub components: Vec<String>,
+    /// Debian's name of the guest's architecture.
+    pub architecture: String,
+}
+
+/// Packages that are fetched and unpacked together.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PackageSet {
+    /// What the lab needs them for.
+    pub purpose: String,
+    /// Package names; `{release}` stands for the part of `newest` after `prefix`.
+    pub packages: Vec<String>,
+    /// Whether their dependencies are unpacked too.
+    pub dependencies: bool,
+    /// A package name with one `*`, of which the newest match decides `{release}`.
+    pub newest: Option<String>,
+    /// The part of `newest` that is not the release.
+    #[serde(default)]
+    pub prefix: String,
+    /// Lines that the kernel's configuration must contain.
+    #[serde(default)]
+    pub requires_config: Vec<String>,
+}
+
+impl Manifest {
+    /// The manifest of this build.
+    ///
+    /// # Errors
+    ///
+    /// [`ArtifactError::Manifest`] with line and column if the file in the project is wrong.
+    pub fn built_in() -> Result<Self, ArtifactError> {
+        Self::parse(TEXT)
+    }
+
+    /// Reads and checks a manifest.
+    ///
+    /// # Errors
+    ///
+    /// [`ArtifactError::Manifest`] if it is no TOML, or if a field is missing, unknown or inconsistent.
+    pub fn parse(text: &str) -> Result<Self, ArtifactError> {
+        let manifest: Self =
+            toml::from_str(text).map_err(|e| ArtifactError::Manifest(e.to_string()))?;
+        if !manifest.source.suites.contains(&manifest.source.prefer) {
+            return Err(ArtifactError::Manifest(format!(
+                "source.prefer = {:?} is not one of source.suites",
+                manifest.source.prefer
+            )));
+        }
+        for (name, set) in &manifest.sets {
+            set.check()
+                .map_err(|why| ArtifactError::Manifest(format!("sets.{name}: {why}")))?;
+        }
+        Ok(manifest)
+    }
+
+    /// The set of that name.
+    ///
+    /// # Errors
+    ///
+    /// [`ArtifactError::Manifest`] if there is none.
+    pub fn set(&self, name: &str) -> Result<&PackageSet, ArtifactError> {
+        self.sets
+            .get(name)
+            .ok_or_else(|| ArtifactError::Manifest(format!("there is no [sets.{name}]")))
+    }
+
+    /// Name of the set's directory in the cache. It changes with everything that decides what is in it,
+    /// so that an older cache is never taken for a newer one.
+    #[must_use]
+    pub fn directory(&self, name: &str) -> String {
+        let mut hash = Sha256::new();
+        // The number is the layout of a set's directory: raise it when that changes.
+        hash.update(format!("1 {:?} {:?}", self.source, self.sets.get(name)));
+        let digest: String = hash
+            .finalize()
+            .iter()
+            .take(6)
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        format!("{name}-{digest}")
+    }
+}
+
+impl PackageSet {
+    fn check(&self) -> Result<(), String> {
+        if self.packages.is_empty() {
+            return Err("packages is empty".into());
+        }
+        let uses_release = self.packages.iter().any(|p| p.contains("{release}"));
+        match &self.newest {
+            None if uses_release => Err("packages use {release}, but there is no `newest`".into()),
+            Some(p) if p.matches('*').count() != 1 => {
+                Err(format!("newest = {p:?} needs exactly one *"))
+            }
+            Some(p) if !p.starts_with(&self.prefix) => Err(format!(
+                "newest = {p:?} does not start with prefix = {:?}",
+                self.prefix
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The set's releases among `names`, newest first. Empty if the set has no `newest`.
+    #[must_use]
+    pub fn releases<'a>(&self, names: impl Iterator<Item = &'a str>) -> Vec<String> {
+        let Some((head, tail)) = self.newest.as_deref().and_then(|p| p.split_once('*')) else {
+            return Vec::new();
+        };
+        let mut found: Vec<(Vec<u64>, String)> = names
+            .filter_map(|name| {
+                let version = name.strip_prefix(head)?.strip_suffix(tail)?;
+                let numbers: Option<Vec<u64>> =
+                    version.split('.').map(|n| n.parse().ok()).collect();
+                Some((numbers?, name.strip_prefix(&self.prefix)?.to_owned()))
+            })
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+            .into_iter()
+            .rev()
+            .map(|(_, release)| release)
+            .collect()
+    }
+
+    /// The package names with `release` in its places.
+    #[must_use]
+    pub fn names(&self, release: &str) -> Vec<String> {
+        self.packages
+            .iter()
+            .map(|p| p.replace("{release}", release))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_manifest_is_sound_and_names_no_host() {
+        let manifest = Manifest::built_in().unwrap();
+        for set in ["qemu", "kernel", "tools"] {
+            assert!(manifest.set(set).is_ok());
+        }
+        assert!(!TEXT.contains("://"));
+    }
+
+    #[test]
+    fn newest_kernel_is_by_number_and_of_the_plain_flavour() {
+        let manifest = Manifest::built_in().unwrap();
+        let names = [
+            "linux-binary-7.2.9+deb13-amd64",
+            "linux-binary-7.2.12+deb13-amd64",
+            "linux-binary-7.3.4+deb13-rt-amd64",
+            "linux-binary-7.3.5+deb13-cloud-amd64",
+            "linux-binary-7.10.1+deb13-amd64",
+            "linux-binary-6.12.1+deb13-amd64",
+        ];
+        let kernel = manifest.set("kernel").unwrap();
+        let releases = kernel.releases(names.into_iter());
+        assert_eq!(
+            releases,
+            [
+                "7.10.1+deb13-amd64",
+                "7.2.12+deb13-amd64",
+                "7.2.9+deb13-amd64"
+            ]
+        );
+        assert_eq!(
+            kernel.names(&releases[0])[0],
+            "linux-binary-7.10.1+deb13-amd64"
+        );
+    }
+
+    #[test]
+    fn mistakes_in_a_manifest_are_named() {
+        let text = |set: &str| {
+            format!(
+                "[source]\nsuites=['a']\nprefer='a'\ncomponents=['main']\narchitecture='amd64'\n\
+                 [sets.x]\npurpose='p'\ndependencies=true\n{set}"
+            )
+        };
+        let why = |set: &str| Manifest::parse(&text(set)).unwrap_err().to_string();
+        assert!(why("packages=[]").contains("sets.x: packages is empty"));
+        assert!(why("packages=['a-{release}']").contains("there is no `newest`"));
+        assert!(why("packages=['a']\nnewest='a-7'").contains("exactly one *"));
+        assert!(why("packages=['a']\npakages=[]").contains("pakages"));
+        assert!(
+            Manifest::parse(&text("packages=['a']").replace("prefer='a'", "prefer='b'"))
+                .unwrap_err()
+                .to_string()
+                .contains("source.prefer")
+        );
+    }
+
+    #[test]
+    fn a_changed_set_gets_a_directory_of_its_own() {
+        let old = Manifest::built_in().unwrap();
+        let mut new = old.clone();
+        new.sets
+            .get_mut("tools")
+            .unwrap()
+            .packages
+            .push("strace".into());
+        assert_ne!(old.directory("tools"), new.directory("tools"));
+        assert_eq!(old.directory("qemu"), new.directory("qemu"));
+    }
+}
