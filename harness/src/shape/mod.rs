@@ -1,10 +1,29 @@
 //! The machine without its endpoints, as QEMU needs it, and the key that saved base images go by.
+//!
+//! Every port below which no switch hangs is a slot. For the boot that a base image is saved from, each slot
+//! holds a placeholder whose BAR makes the firmware give the slot a window in the 64-bit prefetchable address
+//! space; endpoints that are hot-added later find room there.
+//!
+//! Slots are hot-plugged by PCI Express's own means (pciehp) and not by ACPI, so that root ports and
+//! switch ports behave alike and the guest sees what a real machine's guest sees.
+
+mod arguments;
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use crate::topology::Topology;
+use crate::topology::{Switch, Topology};
+
+/// Most switches on a path from the root complex to a slot.
+pub const MAX_DEPTH: usize = 4;
+/// Most root ports.
+pub const MAX_ROOT_PORTS: usize = 16;
+/// Most downstream ports of one switch: one for each device number of its internal bus.
+pub const MAX_SWITCH_PORTS: usize = 32;
+/// Most slots: each takes a bus number, a 32-bit window and a 64-bit window.
+pub const MAX_SLOTS: usize = 64;
 
 /// The tree of ports, the memory and the processors of a machine: all that a saved base image depends on
 /// besides QEMU, kernel and initramfs. Topologies that differ only in endpoints have the same shape.
@@ -50,8 +69,8 @@ pub struct Slot {
     /// Physical slot number (Slot Capabilities, PCI Express Base 6.0, section 7.5.3.9): the guest's
     /// `/sys/bus/pci/slots/NUMBER`.
     pub number: u16,
-    /// Device and function numbers of the bridges from the root complex down to the port, as (device,
-    /// function); bus numbers are the guest's choice.
+    /// Device and function number of each bridge from the root complex down to the port: root port, then
+    /// for each switch its upstream and downstream port. Bus numbers are the guest's choice.
     pub path: Vec<(u8, u8)>,
 }
 
@@ -67,31 +86,61 @@ pub enum EndpointSocket<'a> {
 impl Topology {
     /// The machine without its endpoints.
     pub fn shape(&self) -> MachineShape {
-        unimplemented!()
+        MachineShape {
+            memory: self.guest.memory,
+            cpus: self.guest.cpus,
+            cpu: self.guest.cpu.clone(),
+            window: self.guest.window,
+            root_ports: self
+                .root_ports
+                .iter()
+                .map(|port| port_shape(&self.switches, &port.name, MAX_DEPTH))
+                .collect(),
+        }
+    }
+}
+
+/// The port `name` with all below it. `depth` bounds the recursion also for a topology nobody has checked.
+fn port_shape(switches: &[Switch], name: &str, depth: usize) -> PortShape {
+    let switch = switches
+        .iter()
+        .find(|switch| switch.below == name)
+        .filter(|_| depth > 0);
+    PortShape {
+        name: name.to_owned(),
+        switch: switch.map(|switch| SwitchShape {
+            name: switch.name.clone(),
+            ports: switch
+                .ports
+                .iter()
+                .map(|port| port_shape(switches, port, depth - 1))
+                .collect(),
+        }),
     }
 }
 
 impl MachineShape {
-    /// Canonical JSON: equal for equal shapes only. Part of the key of a saved base image.
+    /// Canonical JSON, part of the key of a saved base image: equal for machines that QEMU cannot tell
+    /// apart. Names do not count, so topologies that call their ports differently share an image; what
+    /// QEMU is told does, so an image ends with the version of this code that it was made for.
     pub fn canonical(&self) -> String {
-        unimplemented!()
-    }
-
-    /// QEMU's arguments for machine, memory, processors and ports. Kernel, console, accelerator and
-    /// character devices are the caller's to add.
-    pub fn qemu_arguments(&self) -> Vec<String> {
-        unimplemented!()
-    }
-
-    /// QEMU's arguments that put a placeholder into each slot, for the boot that base images are saved
-    /// from: the firmware sizes each slot's window by it.
-    pub fn placeholder_arguments(&self) -> Vec<String> {
-        unimplemented!()
+        let nameless = Self {
+            root_ports: self.root_ports.iter().enumerate().map(nameless).collect(),
+            ..self.clone()
+        };
+        let arguments = nameless.qemu_arguments();
+        let placeholders = nameless.placeholder_arguments();
+        json!({ "shape": nameless, "arguments": arguments, "placeholders": placeholders })
+            .to_string()
     }
 
     /// Every port that can hold an endpoint, in the order of the tree.
     pub fn slots(&self) -> Vec<Slot> {
-        unimplemented!()
+        let placed = arguments::place(self);
+        placed
+            .into_iter()
+            .filter_map(arguments::Placed::into_slot)
+            .collect()
     }
 
     /// The slot at `port`, if it is one.
@@ -100,13 +149,44 @@ impl MachineShape {
     }
 }
 
+/// `port` with positions for names.
+fn nameless((index, port): (usize, &PortShape)) -> PortShape {
+    fn below(name: String, port: &PortShape) -> PortShape {
+        let switch = port.switch.as_ref().map(|switch| SwitchShape {
+            name: format!("{name}s"),
+            ports: switch
+                .ports
+                .iter()
+                .enumerate()
+                .map(|(index, port)| below(format!("{name}.{index}"), port))
+                .collect(),
+        });
+        PortShape { name, switch }
+    }
+    below(index.to_string(), port)
+}
+
+/// QEMU's id for the endpoint called `name`.
+pub fn endpoint_id(name: &str) -> String {
+    format!("endpoint-{name}")
+}
+
 /// The arguments of `device_add`, and of `-device` in its JSON form, that plug the vfio-user device at
-/// `socket` into `slot` under QEMU id `id`.
+/// `socket` into `slot` under QEMU id `id` (see [`endpoint_id`]). A path that is not UTF-8 cannot be said
+/// in JSON; it is passed on with replacement characters, and QEMU will not find it.
 pub fn endpoint_device_json(
     slot: &Slot,
     id: &str,
     socket: EndpointSocket<'_>,
 ) -> serde_json::Value {
-    let _ = (slot, id, socket);
-    unimplemented!()
+    let socket = match socket {
+        EndpointSocket::Abstract(name) => {
+            json!({ "type": "unix", "path": name, "abstract": true })
+        }
+        EndpointSocket::Path(path) => json!({ "type": "unix", "path": path.to_string_lossy() }),
+    };
+    json!({ "driver": "vfio-user-pci", "id": id, "bus": slot.bus, "socket": socket })
 }
+
+#[cfg(test)]
+mod tests;

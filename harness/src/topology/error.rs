@@ -259,3 +259,32 @@ pub enum TopologyFault {
         mend: String,
     },
 }
+
+/// A hint at valid names: the nearest ones, or all where none is near.
+pub(super) fn hint(wrong: &str, what: &str, valid: &[&str]) -> String {
+    // A name from a file can be of any length; comparing costs the product of both lengths.
+    let wrong = wrong.chars().take(64).collect::<String>();
+    let mut near: Vec<(f64, &str)> = valid
+        .iter()
+        .map(|name| (strsim::jaro_winkler(&wrong, name), *name))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let quote = |names: &[&str]| {
+        names
+            .iter()
+            .map(|name| format!("`{name}`"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let near = near
+        .into_iter()
+        .take(3)
+        .map(|(_, name)| name)
+        .collect::<Vec<_>>();
+    match (near.is_empty(), valid.is_empty()) {
+        (false, _) => format!("did you mean {}?", quote(&near)),
+        (true, false) => format!("valid are {}", quote(valid)),
+        (true, true) => format!("there is no {what} at all"),
+    }
+}

@@ -24,6 +24,7 @@ mod builder;
 mod check;
 mod device;
 mod error;
+mod host;
 mod read;
 pub mod sizes;
 mod write;
@@ -118,3 +119,6 @@ pub struct EndpointOptions {
     /// What it is.
     pub device: DeviceOptions,
 }
+
+#[cfg(test)]
+mod tests;
