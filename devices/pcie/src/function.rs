@@ -2,8 +2,18 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use crate::endpoint::{Declaration, ResetKind};
+use crate::config::{CONFIG_SPACE_SIZE, ConfigSpace, DecodeState, cpu_request_header};
+use crate::endpoint::{BarBacking, BarDeclaration, Declaration, Endpoint, ResetKind};
+use crate::host_memory::HostMemory;
+use crate::msix::{Delivery, Msix, MsixControl, Structure, signal};
+
+#[cfg(test)]
+pub(crate) mod test_support;
+#[cfg(test)]
+mod tests;
 
 /// The access does not lie inside the BAR or config space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,28 +52,121 @@ pub struct Access {
     pub write: bool,
 }
 
+/// A function's link into the fabric: what the fabric must count, and must know to route.
+pub(crate) trait FunctionLink: Send + Sync {
+    /// Configuration requests for `length` bytes.
+    fn count_config(&self, write: bool, length: usize);
+    /// The CPU read `length` bytes at bus address `address`.
+    fn count_cpu_read(&self, address: u64, length: usize);
+    /// The CPU wrote `length` bytes at bus address `address`.
+    fn count_cpu_write(&self, address: u64, length: usize);
+    /// What the function decodes and may send has changed. When this returns no transaction uses the old
+    /// state.
+    fn decode_changed(&self, state: &DecodeState);
+    /// The function refused a request.
+    fn count_unsupported_request(&self);
+    /// That many MSI-X messages that had been pending were sent, each a Memory Write of four bytes. Messages
+    /// that are sent at once are counted by whoever calls [`Function::send_msix`].
+    fn count_delayed_msix(&self, messages: usize);
+}
+
+/// The INTx pin, and the eventfd that carries its level to the transport.
+#[derive(Debug, Default)]
+struct Intx {
+    asserted: bool,
+    /// By the transport.
+    masked: bool,
+    /// By config space: not disabled, no MSI-X in its place, in D0, link up.
+    enabled: bool,
+    trigger: Option<File>,
+}
+
+impl Intx {
+    fn is_visible(&self) -> bool {
+        self.asserted && self.enabled && !self.masked
+    }
+
+    /// An eventfd has edges, the pin has a level: each time the level comes to be visible is one edge.
+    fn signal_if(&self, became_visible: bool) {
+        if let Some(trigger) = self.trigger.as_ref().filter(|_| became_visible) {
+            signal(trigger);
+        }
+    }
+
+    fn update(&mut self, change: impl FnOnce(&mut Self)) {
+        let before = self.is_visible();
+        change(self);
+        self.signal_if(!before && self.is_visible());
+    }
+}
+
 /// An endpoint plugged into a fabric, with all that PCI Express adds to it. Its methods are the
 /// transport's side; every access is bounds-checked here, routed, counted and passed on.
-pub struct Function {}
+pub struct Function {
+    name: String,
+    endpoint: Arc<dyn Endpoint>,
+    declaration: Declaration,
+    host: Arc<HostMemory>,
+    link: Arc<dyn FunctionLink>,
+    /// Held while config space changes until all that follows from the change has happened, so that two
+    /// changes never take effect in the wrong order. Lock order: `transition`, then `intx`, then `config`;
+    /// the endpoint and the fabric are called with `transition` at most.
+    transition: Mutex<()>,
+    config: Mutex<ConfigSpace>,
+    msix: Option<Msix>,
+    intx: Mutex<Intx>,
+    connected: AtomicBool,
+    /// Written under `transition`.
+    detached: AtomicBool,
+    decode: RwLock<Arc<DecodeState>>,
+}
 
 impl Function {
+    /// Puts `endpoint`, which declared `declaration`, behind a config space after power-on. The link is down.
+    ///
+    /// # Errors
+    /// The rule that the declaration breaks.
+    pub(crate) fn new(
+        name: String,
+        endpoint: Arc<dyn Endpoint>,
+        declaration: Declaration,
+        host: Arc<HostMemory>,
+        link: Arc<dyn FunctionLink>,
+    ) -> Result<Arc<Self>, String> {
+        let config = ConfigSpace::new(&declaration)?;
+        let decode = RwLock::new(Arc::new(config.decode_state()));
+        Ok(Arc::new(Self {
+            name,
+            endpoint,
+            host,
+            link,
+            transition: Mutex::default(),
+            config: Mutex::new(config),
+            msix: declaration.msix.map(Msix::new),
+            intx: Mutex::default(),
+            connected: AtomicBool::new(false),
+            detached: AtomicBool::new(false),
+            decode,
+            declaration,
+        }))
+    }
+
     /// Name of the endpoint in its topology.
     pub fn name(&self) -> &str {
-        unimplemented!()
+        &self.name
     }
 
     /// What the endpoint declared.
     pub fn declaration(&self) -> &Declaration {
-        unimplemented!()
+        &self.declaration
     }
 
     /// Size of config space in bytes: 4096.
-    pub const CONFIG_SPACE_SIZE: u64 = 4096;
+    pub const CONFIG_SPACE_SIZE: u64 = CONFIG_SPACE_SIZE as u64;
 
     /// Size of BAR `index` in bytes, 0 where there is none.
     pub fn bar_size(&self, index: u8) -> u64 {
-        let _ = index;
-        unimplemented!()
+        self.bar(index).map_or(0, |bar| bar.size)
     }
 
     /// Config read of `data.len()` bytes at `offset`.
@@ -71,8 +174,13 @@ impl Function {
     /// # Errors
     /// [`OutOfBounds`] past 4096.
     pub fn config_read(&self, offset: u64, data: &mut [u8]) -> Result<(), OutOfBounds> {
-        let _ = (offset, data);
-        unimplemented!()
+        let offset = check_range(Self::CONFIG_SPACE_SIZE, offset, data.len())?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        self.link.count_config(false, data.len());
+        lock(&self.config).read(offset, data);
+        Ok(())
     }
 
     /// Config write. May trigger a Function Level Reset, which is complete when this returns.
@@ -80,8 +188,21 @@ impl Function {
     /// # Errors
     /// [`OutOfBounds`] past 4096.
     pub fn config_write(&self, offset: u64, data: &[u8]) -> Result<(), OutOfBounds> {
-        let _ = (offset, data);
-        unimplemented!()
+        let offset = check_range(Self::CONFIG_SPACE_SIZE, offset, data.len())?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        self.link.count_config(true, data.len());
+        let _transition = lock(&self.transition);
+        let change = lock(&self.config).write(offset, data);
+        if change.state {
+            self.publish();
+        }
+        if change.flr_requested {
+            tracing::debug!(function = self.name, "Function Level Reset");
+            self.reset_in_transition(ResetKind::FunctionLevel);
+        }
+        Ok(())
     }
 
     /// The CPU reads a BAR.
@@ -89,8 +210,21 @@ impl Function {
     /// # Errors
     /// [`OutOfBounds`] where the range leaves the BAR, or there is none.
     pub fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<(), OutOfBounds> {
-        let _ = (bar, offset, data);
-        unimplemented!()
+        let declared = self.bar(bar).ok_or(OutOfBounds)?;
+        check_range(declared.size, offset, data.len())?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let state = self.decode_state();
+        let address = bus_address(&state, bar, offset);
+        if state.decodes() {
+            self.link.count_cpu_read(address, data.len());
+            self.serve_read(declared, offset, data);
+        } else {
+            self.refuse(false, address, data.len());
+            data.fill(0xff);
+        }
+        Ok(())
     }
 
     /// The CPU writes to a BAR.
@@ -98,19 +232,72 @@ impl Function {
     /// # Errors
     /// [`OutOfBounds`] where the range leaves the BAR, or there is none.
     pub fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) -> Result<(), OutOfBounds> {
-        let _ = (bar, offset, data);
-        unimplemented!()
+        let declared = self.bar(bar).ok_or(OutOfBounds)?;
+        check_range(declared.size, offset, data.len())?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let state = self.decode_state();
+        let address = bus_address(&state, bar, offset);
+        if state.decodes() {
+            self.link.count_cpu_write(address, data.len());
+            self.serve_write(declared, offset, data);
+        } else {
+            self.refuse(true, address, data.len());
+        }
+        Ok(())
+    }
+
+    /// A peer, whose request the fabric has routed here and counts, reads a BAR. All ones where the range
+    /// leaves it.
+    pub(crate) fn peer_read(&self, bar: u8, offset: u64, data: &mut [u8]) {
+        match self
+            .bar(bar)
+            .filter(|bar| check_range(bar.size, offset, data.len()).is_ok())
+        {
+            Some(bar) => self.serve_read(bar, offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// A peer, whose request the fabric has routed here and counts, writes to a BAR. Dropped where the range
+    /// leaves it.
+    pub(crate) fn peer_write(&self, bar: u8, offset: u64, data: &[u8]) {
+        if let Some(bar) = self
+            .bar(bar)
+            .filter(|b| check_range(b.size, offset, data.len()).is_ok())
+        {
+            self.serve_write(bar, offset, data);
+        }
     }
 
     /// The transport has a guest: DMA and interrupts become possible. The link comes up.
     pub fn connect(&self) {
-        unimplemented!()
+        let _transition = lock(&self.transition);
+        if self.detached.load(Ordering::Acquire) {
+            return;
+        }
+        self.connected.store(true, Ordering::Release);
+        self.publish();
     }
 
     /// The transport lost its guest: resets the endpoint ([`ResetKind::ConnectionLost`]) and config space,
     /// drops all host memory and interrupts.
     pub fn disconnect(&self) {
-        unimplemented!()
+        let _transition = lock(&self.transition);
+        self.disconnect_in_transition();
+    }
+
+    /// The endpoint is unplugged: the link goes down, the endpoint is reset and its threads end. Nothing
+    /// that a transport does afterwards brings the function back into the fabric.
+    pub(crate) fn detach(&self) {
+        let _transition = lock(&self.transition);
+        if self.detached.load(Ordering::Acquire) {
+            return;
+        }
+        self.disconnect_in_transition();
+        self.detached.store(true, Ordering::Release);
+        self.endpoint.detach();
     }
 
     /// Makes `length` bytes of `file`, from `file_offset`, host memory at bus address `address`. Without a
@@ -126,8 +313,7 @@ impl Function {
         file: Option<OwnedFd>,
         file_offset: u64,
     ) -> Result<(), MapError> {
-        let _ = (address, length, access, file, file_offset);
-        unimplemented!()
+        self.host.map(address, length, access, file, file_offset)
     }
 
     /// Takes `length` bytes of host memory at `address` away, be it one mapping, a part of one or several.
@@ -136,18 +322,17 @@ impl Function {
     /// # Errors
     /// [`MapError::BadRange`], or [`MapError::NotMapped`] where nothing of the range was mapped.
     pub fn unmap_host_memory(&self, address: u64, length: u64) -> Result<(), MapError> {
-        let _ = (address, length);
-        unimplemented!()
+        self.host.unmap(address, length)
     }
 
     /// Takes all host memory away.
     pub fn unmap_all_host_memory(&self) {
-        unimplemented!()
+        self.host.unmap_all();
     }
 
     /// Number of MSI-X vectors.
     pub fn msix_vectors(&self) -> u16 {
-        unimplemented!()
+        self.msix.as_ref().map_or(0, Msix::vectors)
     }
 
     /// Connects MSI-X vector `vector` to an eventfd, or disconnects it. `file` must be non-blocking.
@@ -155,31 +340,225 @@ impl Function {
     /// # Errors
     /// [`OutOfBounds`] where there is no such vector.
     pub fn set_msix_trigger(&self, vector: u16, file: Option<File>) -> Result<(), OutOfBounds> {
-        let _ = (vector, file);
-        unimplemented!()
+        let sent = self
+            .msix
+            .as_ref()
+            .ok_or(OutOfBounds)?
+            .set_trigger(vector, file)?;
+        self.count_delayed(sent);
+        Ok(())
     }
 
     /// Connects INTx to an eventfd, or disconnects it. `file` must be non-blocking.
     pub fn set_intx_trigger(&self, file: Option<File>) {
-        let _ = file;
-        unimplemented!()
+        let mut intx = lock(&self.intx);
+        intx.trigger = file;
+        intx.signal_if(intx.is_visible());
     }
 
     /// The transport masks INTx, or unmasks it; unmasking an asserted pin triggers it again
     /// (that is how the level is carried by an eventfd).
     pub fn mask_intx(&self, masked: bool) {
-        let _ = masked;
-        unimplemented!()
+        let mut intx = lock(&self.intx);
+        intx.masked = masked;
+        intx.signal_if(intx.is_visible());
     }
 
     /// Resets the endpoint and its config space.
     pub fn reset(&self, kind: ResetKind) {
-        let _ = kind;
-        unimplemented!()
+        let _transition = lock(&self.transition);
+        self.reset_in_transition(kind);
     }
 
-    /// The endpoint's state for people and tests.
+    /// State for people and tests: `name`, what config space says (`pcie`), and the endpoint's own
+    /// (`endpoint`).
     pub fn dump(&self) -> serde_json::Value {
-        unimplemented!()
+        let state = self.decode_state();
+        let bars: Vec<_> = (0..6).map(|index| state.bar_address(index)).collect();
+        let intx = {
+            let intx = lock(&self.intx);
+            serde_json::json!({ "asserted": intx.asserted, "masked": intx.masked })
+        };
+        serde_json::json!({
+            "name": self.name,
+            "pcie": {
+                "link_up": state.link_up,
+                "memory_space_enabled": state.memory_space_enabled,
+                "bus_master_enabled": state.bus_master_enabled,
+                "power_state": format!("{:?}", state.power_state),
+                "bars": bars,
+                "max_payload_size": state.max_payload_size,
+                "max_read_request_size": state.max_read_request_size,
+                "read_completion_boundary": state.read_completion_boundary,
+                "msix": self.msix.as_ref().map(Msix::dump),
+                "intx": intx,
+            },
+            "endpoint": self.endpoint.dump(),
+        })
     }
+
+    /// Sends MSI-X vector `vector`, or makes it pending. The caller counts what was [`Delivery::Sent`].
+    pub(crate) fn send_msix(&self, vector: u16) -> Delivery {
+        self.msix
+            .as_ref()
+            .map_or(Delivery::Disabled, |msix| msix.fire(vector))
+    }
+
+    /// Sets the level of the INTx pin; nothing where the function has none.
+    pub(crate) fn set_intx_level(&self, asserted: bool) {
+        if !self.declaration.intx {
+            return;
+        }
+        let mut intx = lock(&self.intx);
+        if intx.asserted == asserted {
+            return;
+        }
+        // The status bit first: an interrupt handler must find it set.
+        lock(&self.config).set_interrupt_status(asserted);
+        intx.update(|intx| intx.asserted = asserted);
+    }
+
+    /// What the function decodes and may send, without a lock of config space.
+    pub(crate) fn decode_state(&self) -> Arc<DecodeState> {
+        self.decode
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn disconnect_in_transition(&self) {
+        self.connected.store(false, Ordering::Release);
+        self.publish();
+        self.reset_in_transition(ResetKind::ConnectionLost);
+        if let Some(msix) = &self.msix {
+            msix.drop_triggers();
+        }
+        {
+            let mut intx = lock(&self.intx);
+            intx.trigger = None;
+            intx.masked = false;
+        }
+        self.host.unmap_all();
+    }
+
+    /// The caller holds `transition`.
+    fn reset_in_transition(&self, kind: ResetKind) {
+        self.endpoint.reset(kind);
+        lock(&self.intx).asserted = false;
+        lock(&self.config).reset(kind);
+        if let Some(msix) = &self.msix {
+            msix.reset();
+        }
+        self.publish();
+    }
+
+    /// Lets what config space says take effect. The caller holds `transition`.
+    fn publish(&self) {
+        let mut state = lock(&self.config).decode_state();
+        state.link_up = self.connected.load(Ordering::Acquire);
+        *self.decode.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
+        if !self.detached.load(Ordering::Acquire) {
+            self.link.decode_changed(&state);
+        }
+        let active = state.link_up && state.power_state == crate::config::PowerState::D0;
+        if let Some(msix) = &self.msix {
+            let sent = msix.set_control(MsixControl {
+                enabled: state.msix_enabled,
+                function_masked: state.msix_function_masked,
+                may_send: state.link_up && state.may_send(),
+            });
+            self.count_delayed(sent);
+        }
+        lock(&self.intx).update(|intx| {
+            intx.enabled = active && !state.intx_disabled && !state.msix_enabled;
+        });
+    }
+
+    fn bar(&self, index: u8) -> Option<&BarDeclaration> {
+        self.declaration.bars.iter().find(|bar| bar.index == index)
+    }
+
+    /// In which structure `offset` lies, and how many bytes of `length` lie in the same one: never 0.
+    fn locate(&self, bar: u8, offset: u64, length: usize) -> (Structure, usize) {
+        let msix = self.msix.as_ref();
+        msix.map_or((Structure::Device, length), |msix| {
+            msix.locate(bar, offset, length)
+        })
+    }
+
+    /// The range lies inside the BAR.
+    fn serve_read(&self, bar: &BarDeclaration, offset: u64, data: &mut [u8]) {
+        let (mut offset, mut rest) = (offset, data);
+        while !rest.is_empty() {
+            let (structure, length) = self.locate(bar.index, offset, rest.len());
+            let (run, later) = rest.split_at_mut(length);
+            match (structure, &self.msix, &bar.backing) {
+                (Structure::Table(at), Some(msix), _) => msix.read_table(at, run),
+                (Structure::Pba(at), Some(msix), _) => msix.read_pba(at, run),
+                (_, _, BarBacking::Registers) => self.endpoint.bar_read(bar.index, offset, run),
+                (_, _, BarBacking::Memory(memory)) => {
+                    if !memory.read(offset, run) {
+                        run.fill(0xff);
+                    }
+                }
+            }
+            (offset, rest) = (offset.saturating_add(length as u64), later);
+        }
+    }
+
+    /// The range lies inside the BAR.
+    fn serve_write(&self, bar: &BarDeclaration, offset: u64, data: &[u8]) {
+        let (mut offset, mut rest) = (offset, data);
+        while !rest.is_empty() {
+            let (structure, length) = self.locate(bar.index, offset, rest.len());
+            let (run, later) = rest.split_at(length);
+            match (structure, &self.msix, &bar.backing) {
+                (Structure::Table(at), Some(msix), _) => {
+                    self.count_delayed(msix.write_table(at, run));
+                }
+                // The Pending Bit Array is read-only.
+                (Structure::Pba(_), _, _) => {}
+                (_, _, BarBacking::Registers) => self.endpoint.bar_write(bar.index, offset, run),
+                (_, _, BarBacking::Memory(memory)) => {
+                    if !memory.write(offset, run) {
+                        tracing::warn!(function = self.name, offset, "a write leaves the memory");
+                    }
+                }
+            }
+            (offset, rest) = (offset.saturating_add(length as u64), later);
+        }
+    }
+
+    /// An access that the CPU should not have sent: memory decoding is off.
+    fn refuse(&self, posted: bool, address: u64, length: usize) {
+        self.link.count_unsupported_request();
+        let header = cpu_request_header(posted, address, length);
+        lock(&self.config).record_unsupported_request(header, posted);
+    }
+
+    fn count_delayed(&self, messages: usize) {
+        if messages > 0 {
+            self.link.count_delayed_msix(messages);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether `length` bytes at `offset` lie in a region of `size` bytes; returns the offset as an index.
+fn check_range(size: u64, offset: u64, length: usize) -> Result<usize, OutOfBounds> {
+    let end = offset.checked_add(length as u64).ok_or(OutOfBounds)?;
+    if end > size {
+        return Err(OutOfBounds);
+    }
+    usize::try_from(offset).map_err(|_| OutOfBounds)
+}
+
+fn bus_address(state: &DecodeState, bar: u8, offset: u64) -> u64 {
+    state
+        .bar_address(bar)
+        .unwrap_or_default()
+        .saturating_add(offset)
 }

@@ -1,69 +1,121 @@
-//! Memory behind BARs and host memory, and the views of it that a DMA hands out.
+//! Memory behind BARs, and the view of memory that a DMA hands out.
 
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{Ordering, fence};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+
+use crate::file_io;
 
 /// The memory of a BAR: a memfd, or a file that outlives the lab, mapped shared.
 #[derive(Debug)]
-pub struct BarMemory {}
+pub struct BarMemory {
+    region: MmapRegion,
+    file: File,
+}
 
 impl BarMemory {
-    /// Volatile memory of `size` bytes, zeroed (a memfd).
+    /// Volatile memory of `size` bytes, zeroed (a memfd, sealed against shrinking).
     ///
     /// # Errors
     /// The host's, when it has no memory to give.
     pub fn anonymous(name: &str, size: u64) -> io::Result<Self> {
-        let _ = (name, size);
-        unimplemented!()
+        let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        rustix::fs::ftruncate(&fd, size)?;
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Self::from_file(File::from(fd), size)
+    }
+
+    /// The first `size` bytes of `file`, which keeps what is written when the lab ends.
+    ///
+    /// # Errors
+    /// The host's; [`io::ErrorKind::InvalidInput`] where the file is shorter.
+    pub fn from_file(file: File, size: u64) -> io::Result<Self> {
+        if file.metadata()?.len() < size {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the backing file is shorter than the memory",
+            ));
+        }
+        let length = usize::try_from(size)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "size exceeds memory"))?;
+        let region = MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), length)
+            .map_err(io::Error::other)?;
+        Ok(Self { region, file })
     }
 
     /// Size in bytes.
     pub fn size(&self) -> u64 {
-        unimplemented!()
+        self.region.size() as u64
     }
 
     /// The memory at `ranges` of (offset, length), in order; `None` where one leaves the memory.
     pub fn buffers(&self, ranges: &[(u64, u64)]) -> Option<DmaBuffers<'_>> {
-        let _ = ranges;
-        unimplemented!()
+        let mut buffers = DmaBuffers::default();
+        for &(offset, length) in ranges {
+            buffers.push(self.slice(offset, length)?);
+        }
+        Some(buffers)
+    }
+
+    pub(crate) fn slice(&self, offset: u64, length: u64) -> Option<VolatileSlice<'_>> {
+        let offset = usize::try_from(offset).ok()?;
+        let length = usize::try_from(length).ok()?;
+        self.region.get_slice(offset, length).ok()
     }
 
     /// Copies from `offset` into `data`; `false`, and nothing copied, where the range leaves the memory.
     #[must_use]
     pub fn read(&self, offset: u64, data: &mut [u8]) -> bool {
-        let _ = (offset, data);
-        unimplemented!()
+        self.slice(offset, data.len() as u64)
+            .is_some_and(|slice| slice.read_slice(data, 0).is_ok())
     }
 
     /// Copies `data` to `offset`; `false`, and nothing copied, where the range leaves the memory.
     #[must_use]
     pub fn write(&self, offset: u64, data: &[u8]) -> bool {
-        let _ = (offset, data);
-        unimplemented!()
+        self.slice(offset, data.len() as u64)
+            .is_some_and(|slice| slice.write_slice(data, 0).is_ok())
     }
 
     /// The file that backs the memory, for a transport that maps it into a guest.
     pub fn file(&self) -> &File {
-        unimplemented!()
+        &self.file
+    }
+
+    /// Makes all that was written durable, where the memory is a file's.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
     }
 }
 
 /// A list of memory ranges that a DMA moves bytes to or from, in order. Guests and peers may change the
 /// memory at any time: there are no references to it, only copies in and out.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct DmaBuffers<'a> {
-    _slices: &'a [u8],
+    slices: Vec<VolatileSlice<'a>>,
+    length: u64,
 }
 
-impl DmaBuffers<'_> {
+impl<'a> DmaBuffers<'a> {
+    pub(crate) fn push(&mut self, slice: VolatileSlice<'a>) {
+        self.length += slice.len() as u64;
+        self.slices.push(slice);
+    }
+
     /// Total length in bytes.
     pub fn len(&self) -> u64 {
-        unimplemented!()
+        self.length
     }
 
     /// Whether there is nothing to move.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.length == 0
     }
 
     /// Fills all of the memory from `file` at `offset`, straight into it.
@@ -71,8 +123,7 @@ impl DmaBuffers<'_> {
     /// # Errors
     /// The file's; [`io::ErrorKind::UnexpectedEof`] where it ends too early.
     pub fn fill_from_file(&self, file: &File, offset: u64) -> io::Result<()> {
-        let _ = (file, offset);
-        unimplemented!()
+        file_io::read_exact_at(file, &self.slices, offset)
     }
 
     /// Writes all of the memory to `file` at `offset`, straight from it.
@@ -80,17 +131,30 @@ impl DmaBuffers<'_> {
     /// # Errors
     /// The file's; [`io::ErrorKind::WriteZero`] where it takes no more.
     pub fn drain_to_file(&self, file: &File, offset: u64) -> io::Result<()> {
-        let _ = (file, offset);
-        unimplemented!()
+        file_io::write_all_at(file, &self.slices, offset)
     }
 
-    /// Fills the memory from `data`, which must be [`len`](Self::len) long.
+    /// Fills the memory from `data`, which must be [`len`](Self::len) long. Bytes land in rising order as far
+    /// as a reader on another CPU can tell: the last eight, where completion queues keep their phase bit,
+    /// become visible after all others.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidInput`] where the lengths differ.
     pub fn fill_from_slice(&self, data: &[u8]) -> io::Result<()> {
-        let _ = data;
-        unimplemented!()
+        let mut rest = self.checked(data.len()).map(|()| data)?;
+        for slice in &self.slices {
+            let (now, later) = rest.split_at(slice.len());
+            let body = if later.is_empty() {
+                now.len().saturating_sub(8)
+            } else {
+                now.len()
+            };
+            copy_in(slice, 0, &now[..body])?;
+            fence(Ordering::Release);
+            copy_in(slice, body, &now[body..])?;
+            rest = later;
+        }
+        Ok(())
     }
 
     /// Copies the memory into `data`, which must be [`len`](Self::len) long.
@@ -98,7 +162,117 @@ impl DmaBuffers<'_> {
     /// # Errors
     /// [`io::ErrorKind::InvalidInput`] where the lengths differ.
     pub fn drain_to_slice(&self, data: &mut [u8]) -> io::Result<()> {
-        let _ = data;
-        unimplemented!()
+        self.checked(data.len())?;
+        let mut rest = data;
+        for slice in &self.slices {
+            let (now, later) = rest.split_at_mut(slice.len());
+            slice.read_slice(now, 0).map_err(io::Error::other)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Copies all of the memory to `target`, which must be as long.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] where the lengths differ.
+    pub fn copy_to(&self, target: &DmaBuffers<'_>) -> io::Result<()> {
+        if self.length != target.length {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        let mut targets = target.slices.iter().copied();
+        let mut room: Option<VolatileSlice<'_>> = None;
+        for source in &self.slices {
+            let mut source = *source;
+            while source.len() > 0 {
+                let into = match room.take().filter(|slice| slice.len() > 0) {
+                    Some(slice) => slice,
+                    None => match targets.next() {
+                        Some(slice) => slice,
+                        None => return Ok(()),
+                    },
+                };
+                let n = source.len().min(into.len());
+                let piece = source.subslice(0, n).map_err(io::Error::other)?;
+                piece.copy_to_volatile_slice(into.subslice(0, n).map_err(io::Error::other)?);
+                source = source.offset(n).map_err(io::Error::other)?;
+                room = into.offset(n).ok();
+            }
+        }
+        Ok(())
+    }
+
+    fn checked(&self, length: usize) -> io::Result<()> {
+        if length as u64 == self.length {
+            Ok(())
+        } else {
+            Err(io::Error::from(io::ErrorKind::InvalidInput))
+        }
+    }
+}
+
+fn copy_in(slice: &VolatileSlice<'_>, offset: usize, data: &[u8]) -> io::Result<()> {
+    if data.is_empty() {
+        return Ok(());
+    }
+    slice.write_slice(data, offset).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_outside_the_memory_are_refused() {
+        let memory = BarMemory::anonymous("test", 8192).unwrap();
+        assert!(memory.write(8188, &[1, 2, 3, 4]));
+        assert!(!memory.write(8189, &[1, 2, 3, 4]));
+        assert!(!memory.read(u64::MAX, &mut [0]));
+        assert!(memory.buffers(&[(0, 8192), (8191, 2)]).is_none());
+    }
+
+    #[test]
+    fn buffers_move_bytes_in_order() {
+        let memory = BarMemory::anonymous("test", 8192).unwrap();
+        let data: Vec<u8> = (0..100).collect();
+        memory
+            .buffers(&[(4096, 60), (10, 40)])
+            .unwrap()
+            .fill_from_slice(&data)
+            .unwrap();
+        let mut back = [0; 60];
+        assert!(memory.read(4096, &mut back));
+        assert_eq!(back, data[..60]);
+        let other = BarMemory::anonymous("other", 4096).unwrap();
+        let from = memory.buffers(&[(4096, 60), (10, 40)]).unwrap();
+        from.copy_to(&other.buffers(&[(7, 1), (100, 99)]).unwrap())
+            .unwrap();
+        let mut back = vec![0; 100];
+        other
+            .buffers(&[(7, 1), (100, 99)])
+            .unwrap()
+            .drain_to_slice(&mut back)
+            .unwrap();
+        assert_eq!(back, data);
+        assert!(from.drain_to_slice(&mut [0; 99]).is_err());
+    }
+
+    #[test]
+    fn files_are_read_and_written_in_place() {
+        let memory = BarMemory::anonymous("test", 1 << 20).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let data: Vec<u8> = (0..300_000u32).map(|i| (i % 251) as u8).collect();
+        // More pieces than one system call takes (IOV_MAX is 1024).
+        let ranges: Vec<(u64, u64)> = (0..3000).map(|i| (i * 200, 100)).collect();
+        let buffers = memory.buffers(&ranges).unwrap();
+        buffers.fill_from_slice(&data).unwrap();
+        buffers.drain_to_file(&file, 5).unwrap();
+        buffers.fill_from_slice(&vec![0; 300_000]).unwrap();
+        buffers.fill_from_file(&file, 5).unwrap();
+        let mut back = vec![0; 300_000];
+        buffers.drain_to_slice(&mut back).unwrap();
+        assert_eq!(back, data);
+        let error = buffers.fill_from_file(&file, 6).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -1,6 +1,20 @@
 //! A [`Port`]: an endpoint's only way out, to host memory, to its peers and to the interrupt controller.
 
+use std::sync::{Arc, PoisonError, RwLockReadGuard, Weak};
+
+use vm_memory::VolatileSlice;
+
+use crate::counters::{HostParty, Movement, Party, PortError};
+use crate::fabric::Fabric;
+use crate::function::Function;
+use crate::host_memory::{HostLookup, HostMemory, HostTable};
 use crate::memory::DmaBuffers;
+use crate::msix::Delivery;
+use crate::route::{Member, RouteTable};
+use crate::tlp::{
+    self, ENDPOINT_READ_COMPLETION_BOUNDARY, LinkSettings, TlpKind, completion_without_data,
+};
+use crate::tree::Station;
 
 /// A contiguous range of PCI bus addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,12 +48,74 @@ pub enum DmaError {
 
 /// An endpoint's way out. Cheap to clone; all clones are one port.
 #[derive(Clone)]
-pub struct Port {}
+pub struct Port {
+    pub(crate) inner: Arc<PortInner>,
+}
+
+pub(crate) struct PortInner {
+    pub name: String,
+    /// Number of the endpoint in its fabric.
+    pub endpoint: usize,
+    /// Where it is plugged in.
+    pub slot: usize,
+    /// The fabric outlives its endpoints' ports or is gone, and then the link is down.
+    pub fabric: Weak<Fabric>,
+    pub host: Arc<HostMemory>,
+    pub function: std::sync::OnceLock<Weak<Function>>,
+}
+
+/// Direction of a DMA, as the endpoint sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dma {
+    Read,
+    Write,
+}
+
+/// A run of bytes that travels to or from one completer.
+struct Hop {
+    party: Party,
+    station: Station,
+    address: u64,
+    length: u64,
+    /// Packet sizes of the completions of a read.
+    payload: u32,
+    boundary: u32,
+}
+
+/// Bytes on their way to or from registers, which no slice of memory stands for.
+struct RegisterAccess {
+    owner: Arc<PortInner>,
+    bar: u8,
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+/// Where the bytes of one piece of a DMA lie.
+enum Place<'a> {
+    Memory(VolatileSlice<'a>),
+    /// Index into the list of register accesses.
+    Registers(usize),
+}
+
+/// A DMA resolved to memory, and what it will count.
+#[derive(Default)]
+struct Resolved<'a> {
+    places: Vec<Place<'a>>,
+    registers: Vec<RegisterAccess>,
+    hops: Vec<Hop>,
+}
+
+/// Why resolution stopped, and who answers.
+struct Refusal {
+    address: u64,
+    party: Party,
+    station: Station,
+}
 
 impl Port {
     /// Name of the endpoint in its topology.
     pub fn name(&self) -> &str {
-        unimplemented!()
+        &self.inner.name
     }
 
     /// Memory Read: fills `data` from bus address `address`.
@@ -47,8 +123,11 @@ impl Port {
     /// # Errors
     /// See [`DmaError`].
     pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), DmaError> {
-        let _ = (address, data);
-        unimplemented!()
+        let range = DmaRange {
+            address,
+            length: data.len() as u64,
+        };
+        self.read_ranges(&[range], |buffers| buffers.drain_to_slice(data))
     }
 
     /// Memory Write: posts `data` to bus address `address`.
@@ -56,8 +135,11 @@ impl Port {
     /// # Errors
     /// See [`DmaError`].
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), DmaError> {
-        let _ = (address, data);
-        unimplemented!()
+        let range = DmaRange {
+            address,
+            length: data.len() as u64,
+        };
+        self.write_ranges(&[range], |buffers| buffers.fill_from_slice(data))
     }
 
     /// Memory Reads of `ranges`, in place: `sink` gets the memory that lies there, in order, and takes the
@@ -70,8 +152,7 @@ impl Port {
         ranges: &[DmaRange],
         sink: impl FnOnce(&DmaBuffers<'_>) -> std::io::Result<()>,
     ) -> Result<(), DmaError> {
-        let _ = (ranges, sink);
-        unimplemented!()
+        self.transfer(Dma::Read, ranges, None, sink)
     }
 
     /// Memory Writes to `ranges`, in place: `source` gets the memory that lies there, in order, and puts the
@@ -84,29 +165,443 @@ impl Port {
         ranges: &[DmaRange],
         source: impl FnOnce(&DmaBuffers<'_>) -> std::io::Result<()>,
     ) -> Result<(), DmaError> {
-        let _ = (ranges, source);
-        unimplemented!()
+        self.transfer(Dma::Write, ranges, None, source)
+    }
+
+    /// Moves bytes from the ranges `from` to the ranges `to`, which are as long together: a Memory Read and
+    /// a Memory Write, with one copy between. Overlapping ranges give undefined bytes, as on hardware.
+    ///
+    /// # Errors
+    /// See [`DmaError`]; different lengths are [`DmaError::Medium`].
+    pub fn move_between(&self, from: &[DmaRange], to: &[DmaRange]) -> Result<(), DmaError> {
+        let fabric = self.fabric()?;
+        let fetched = self.fetch_registers(&fabric, from)?;
+        let (routes, host) = (fabric.routes(), self.inner.host.read());
+        let member = self.requester(&fabric, &routes)?;
+        let mut source = self.resolve(Dma::Read, from, &fabric, &routes, &host, member)?;
+        source.install(fetched)?;
+        let mut target = self.resolve(Dma::Write, to, &fabric, &routes, &host, member)?;
+        buffers_of(&source.places, &mut source.registers)
+            .copy_to(&buffers_of(&target.places, &mut target.registers))?;
+        self.count(Dma::Read, &fabric, member, &source.hops);
+        self.count(Dma::Write, &fabric, member, &target.hops);
+        let registers = target.registers;
+        drop((host, routes));
+        deliver_registers(&registers);
+        Ok(())
     }
 
     /// Sends MSI-X vector `vector` if the guest has MSI-X enabled; otherwise does nothing. A masked vector
     /// becomes pending.
     pub fn msix(&self, vector: u16) {
-        let _ = vector;
+        let Some(function) = self.inner.function() else {
+            return;
+        };
+        if function.send_msix(vector) == Delivery::Sent {
+            self.inner.count_msi();
+        }
     }
 
     /// Whether the guest has enabled MSI-X; if not, the endpoint uses [`set_intx`](Port::set_intx).
     pub fn msix_enabled(&self) -> bool {
-        false
+        self.inner
+            .function()
+            .is_some_and(|function| function.decode_state().msix_enabled)
     }
 
     /// Sets the level of the INTx pin.
     pub fn set_intx(&self, asserted: bool) {
-        let _ = asserted;
+        if let Some(function) = self.inner.function() {
+            function.set_intx_level(asserted);
+        }
     }
 
     /// Bus address that the guest programmed into BAR `bar`, if memory decoding is on.
     pub fn bar_address(&self, bar: u8) -> Option<u64> {
-        let _ = bar;
-        None
+        let state = self.inner.function()?.decode_state();
+        if state.decodes() {
+            state.bar_address(bar)
+        } else {
+            None
+        }
+    }
+
+    fn fabric(&self) -> Result<Arc<Fabric>, DmaError> {
+        self.inner.fabric.upgrade().ok_or(DmaError::LinkDown)
+    }
+
+    /// The requester's entry in the address map, if its requests may pass.
+    fn requester<'a>(
+        &self,
+        fabric: &Fabric,
+        routes: &'a RouteTable,
+    ) -> Result<&'a Member, DmaError> {
+        let member = routes
+            .member(self.inner.endpoint)
+            .filter(|member| member.link_up);
+        let member = member.ok_or(DmaError::LinkDown)?;
+        if member.may_request {
+            return Ok(member);
+        }
+        fabric
+            .ledger
+            .record_endpoint_error(self.inner.endpoint, PortError::Blocked);
+        Err(DmaError::BusMasterDisabled)
+    }
+
+    fn transfer(
+        &self,
+        dma: Dma,
+        ranges: &[DmaRange],
+        fetched: Option<Vec<RegisterAccess>>,
+        body: impl FnOnce(&DmaBuffers<'_>) -> std::io::Result<()>,
+    ) -> Result<(), DmaError> {
+        let fabric = self.fabric()?;
+        // Both guards are held while bytes move: when a config write or an unmap has returned, no DMA by
+        // the old addresses is under way.
+        let (routes, host) = (fabric.routes(), self.inner.host.read());
+        let member = self.requester(&fabric, &routes)?;
+        let mut resolved = self.resolve(dma, ranges, &fabric, &routes, &host, member)?;
+        if dma == Dma::Read && !resolved.registers.is_empty() && fetched.is_none() {
+            drop(resolved);
+            drop((host, routes));
+            let fetched = self.fetch_registers(&fabric, ranges)?;
+            return self.transfer(dma, ranges, Some(fetched), body);
+        }
+        if let Some(fetched) = fetched {
+            resolved.install(fetched)?;
+        }
+        body(&buffers_of(&resolved.places, &mut resolved.registers))?;
+        self.count(dma, &fabric, member, &resolved.hops);
+        let registers = resolved.registers;
+        drop((host, routes));
+        if dma == Dma::Write {
+            deliver_registers(&registers);
+        }
+        Ok(())
+    }
+
+    /// Reads what registers of peers lie in `ranges`. A peer's register read may take the peer's own locks,
+    /// so it must not run while the address map is held; the caller resolves once more afterwards.
+    fn fetch_registers(
+        &self,
+        fabric: &Fabric,
+        ranges: &[DmaRange],
+    ) -> Result<Vec<RegisterAccess>, DmaError> {
+        let mut accesses = {
+            let (routes, host) = (fabric.routes(), self.inner.host.read());
+            let member = self.requester(fabric, &routes)?;
+            self.resolve(Dma::Read, ranges, fabric, &routes, &host, member)?
+                .registers
+        };
+        for access in &mut accesses {
+            match access.owner.function() {
+                Some(function) => function.peer_read(access.bar, access.offset, &mut access.bytes),
+                None => access.bytes.fill(0xff),
+            }
+        }
+        Ok(accesses)
+    }
+
+    /// Finds the memory behind all of `ranges`, or counts and reports why it cannot be reached.
+    fn resolve<'a>(
+        &self,
+        dma: Dma,
+        ranges: &[DmaRange],
+        fabric: &Fabric,
+        routes: &'a RouteTable,
+        host: &'a HostTable,
+        member: &Member,
+    ) -> Result<Resolved<'a>, DmaError> {
+        let mut resolved = Resolved::default();
+        for range in ranges {
+            let mut address = range.address;
+            let mut left = range.length;
+            while left > 0 {
+                match self.step(dma, address, left, routes, host, member, &mut resolved) {
+                    Ok(length) => {
+                        left -= length;
+                        // Past the top of the address space nothing answers: the lookup of address 0 would.
+                        address = match address.checked_add(length) {
+                            Some(next) => next,
+                            None if left == 0 => break,
+                            None => return Err(DmaError::UnsupportedRequest { address }),
+                        };
+                    }
+                    Err(refusal) => {
+                        self.refuse(dma, left, fabric, member, &refusal);
+                        return Err(DmaError::UnsupportedRequest {
+                            address: refusal.address,
+                        });
+                    }
+                }
+            }
+        }
+        Ok(resolved)
+    }
+
+    /// Resolves the first bytes of `[address, address + left)` and returns how many.
+    #[allow(clippy::too_many_arguments)]
+    fn step<'a>(
+        &self,
+        dma: Dma,
+        address: u64,
+        left: u64,
+        routes: &'a RouteTable,
+        host: &'a HostTable,
+        member: &Member,
+        resolved: &mut Resolved<'a>,
+    ) -> Result<u64, Refusal> {
+        let write = dma == Dma::Write;
+        let decoder = routes.lookup(address);
+        if let Some(peer) = decoder.filter(|d| d.enabled && d.endpoint != self.inner.endpoint) {
+            let offset = address - peer.start;
+            let length = left.min(peer.length - offset);
+            let refusal = || Refusal {
+                address,
+                party: Party::endpoint(peer.endpoint),
+                station: routes
+                    .member(peer.endpoint)
+                    .map_or(Station::RootComplex, |m| Station::Slot(m.slot)),
+            };
+            let place = match &peer.memory {
+                Some(memory) => Place::Memory(memory.slice(offset, length).ok_or_else(refusal)?),
+                None => {
+                    let bytes = vec![0; usize::try_from(length).map_err(|_| refusal())?];
+                    resolved.registers.push(RegisterAccess {
+                        owner: peer.owner.clone(),
+                        bar: peer.bar,
+                        offset,
+                        bytes,
+                    });
+                    Place::Registers(resolved.registers.len() - 1)
+                }
+            };
+            let completer = routes.member(peer.endpoint).ok_or_else(refusal)?;
+            resolved.places.push(place);
+            resolved.add_hop(Hop {
+                party: Party::endpoint(peer.endpoint),
+                station: Station::Slot(completer.slot),
+                address,
+                length,
+                payload: completer.settings.max_payload_size,
+                boundary: ENDPOINT_READ_COMPLETION_BOUNDARY,
+            });
+            return Ok(length);
+        }
+        // A range of host memory may run into a peer's BAR; peers come first.
+        let until_peer = routes
+            .next_start(address)
+            .map_or(left, |next| left.min(next - address));
+        if let HostLookup::Memory(slice) = host.lookup(address, until_peer, write) {
+            let length = slice.len() as u64;
+            resolved.places.push(Place::Memory(slice));
+            resolved.add_hop(Hop {
+                party: HostParty::Memory.into(),
+                station: Station::RootComplex,
+                address,
+                length,
+                // The root complex completes with the payload size that software gave the whole hierarchy.
+                payload: member.settings.max_payload_size,
+                boundary: member.settings.read_completion_boundary,
+            });
+            return Ok(length);
+        }
+        Err(self.refusal_at(address, decoder.map(|d| d.endpoint), routes))
+    }
+
+    /// Who answers a request that nobody takes: the function whose BAR is switched off, or the root complex.
+    fn refusal_at(&self, address: u64, off: Option<usize>, routes: &RouteTable) -> Refusal {
+        let peer = off
+            .filter(|endpoint| *endpoint != self.inner.endpoint)
+            .and_then(|endpoint| Some((endpoint, routes.member(endpoint)?.slot)));
+        match peer {
+            Some((endpoint, slot)) => Refusal {
+                address,
+                party: Party::endpoint(endpoint),
+                station: Station::Slot(slot),
+            },
+            None => Refusal {
+                address,
+                party: HostParty::Unclaimed.into(),
+                station: Station::RootComplex,
+            },
+        }
+    }
+
+    /// Counts the first request of a refused range, its Unsupported Request completion if it was a read, and
+    /// the error at the port that answered.
+    fn refuse(&self, dma: Dma, left: u64, fabric: &Fabric, member: &Member, refusal: &Refusal) {
+        let me = Party::endpoint(self.inner.endpoint);
+        let there = fabric
+            .paths
+            .between(Station::Slot(member.slot), refusal.station);
+        let back = fabric
+            .paths
+            .between(refusal.station, Station::Slot(member.slot));
+        let request = |kind, tally| Movement {
+            from: me,
+            to: refusal.party,
+            kind,
+            tally,
+            path: there,
+        };
+        let to_page_end = left.min(4096 - refusal.address % 4096);
+        match dma {
+            Dma::Write => {
+                let mps = member.settings.max_payload_size;
+                let length = to_page_end.min(u64::from(mps));
+                let tally = tlp::memory_writes(refusal.address, length, mps);
+                fabric.ledger.record(&[request(TlpKind::MWr, tally)]);
+            }
+            Dma::Read => {
+                let mrrs = member.settings.max_read_request_size;
+                let length = to_page_end.min(u64::from(mrrs));
+                let tally = tlp::memory_reads(refusal.address, length, mrrs);
+                fabric.ledger.record(&[
+                    request(TlpKind::MRd, tally),
+                    Movement {
+                        from: refusal.party,
+                        to: me,
+                        kind: TlpKind::Cpl,
+                        tally: completion_without_data(length),
+                        path: back,
+                    },
+                ]);
+            }
+        }
+        fabric.count_refusal(refusal.party, member.slot);
+    }
+
+    fn count(&self, dma: Dma, fabric: &Fabric, member: &Member, hops: &[Hop]) {
+        let me = Party::endpoint(self.inner.endpoint);
+        let mine = Station::Slot(member.slot);
+        let LinkSettings {
+            max_payload_size,
+            max_read_request_size,
+            ..
+        } = member.settings;
+        let mut movements = Vec::with_capacity(hops.len() * 2);
+        for hop in hops {
+            let there = fabric.paths.between(mine, hop.station);
+            let mut movement = |from, to, kind, tally, path| {
+                movements.push(Movement {
+                    from,
+                    to,
+                    kind,
+                    tally,
+                    path,
+                });
+            };
+            match dma {
+                Dma::Write => {
+                    let tally = tlp::memory_writes(hop.address, hop.length, max_payload_size);
+                    movement(me, hop.party, TlpKind::MWr, tally, there);
+                }
+                Dma::Read => {
+                    let requests =
+                        tlp::memory_reads(hop.address, hop.length, max_read_request_size);
+                    movement(me, hop.party, TlpKind::MRd, requests, there);
+                    let completions = tlp::read_completions(
+                        hop.address,
+                        hop.length,
+                        max_read_request_size,
+                        hop.payload,
+                        hop.boundary,
+                    );
+                    let back = fabric.paths.between(hop.station, mine);
+                    movement(hop.party, me, TlpKind::CplD, completions, back);
+                }
+            }
+        }
+        fabric.ledger.record(&movements);
+    }
+}
+
+impl PortInner {
+    fn function(&self) -> Option<Arc<Function>> {
+        self.function.get()?.upgrade()
+    }
+
+    /// One MSI-X message: a 4-byte Memory Write to the interrupt controller.
+    pub(crate) fn count_msi(&self) {
+        let Some(fabric) = self.fabric.upgrade() else {
+            return;
+        };
+        let path = fabric
+            .paths
+            .between(Station::Slot(self.slot), Station::RootComplex);
+        fabric.ledger.record(&[Movement {
+            from: Party::endpoint(self.endpoint),
+            to: HostParty::Interrupts.into(),
+            kind: TlpKind::MWr,
+            tally: tlp::memory_writes(0xfee0_0000, 4, 128),
+            path,
+        }]);
+    }
+}
+
+impl Resolved<'_> {
+    /// Puts in what was read from registers before. A guest that moved the BARs meanwhile gets an error.
+    fn install(&mut self, fetched: Vec<RegisterAccess>) -> Result<(), DmaError> {
+        let same = |(now, before): (&RegisterAccess, &RegisterAccess)| {
+            Arc::ptr_eq(&now.owner, &before.owner)
+                && (now.bar, now.offset) == (before.bar, before.offset)
+                && now.bytes.len() == before.bytes.len()
+        };
+        if self.registers.len() != fetched.len() || !self.registers.iter().zip(&fetched).all(same) {
+            return Err(DmaError::LinkDown);
+        }
+        self.registers = fetched;
+        Ok(())
+    }
+
+    /// Adds a hop, joined to the last one where it goes on from it: neighbouring mappings of host memory are
+    /// one range to the requester.
+    fn add_hop(&mut self, hop: Hop) {
+        if let Some(last) = self.hops.last_mut()
+            && last.party == hop.party
+            && last.address.checked_add(last.length) == Some(hop.address)
+        {
+            last.length += hop.length;
+        } else {
+            self.hops.push(hop);
+        }
+    }
+}
+
+fn buffers_of<'a>(places: &[Place<'a>], registers: &'a mut [RegisterAccess]) -> DmaBuffers<'a> {
+    let mut buffers = DmaBuffers::default();
+    let mut bounces: Vec<Option<VolatileSlice<'a>>> = registers
+        .iter_mut()
+        .map(|access| Some(VolatileSlice::from(access.bytes.as_mut_slice())))
+        .collect();
+    for place in places {
+        match place {
+            Place::Memory(slice) => buffers.push(*slice),
+            Place::Registers(index) => {
+                if let Some(slice) = bounces.get_mut(*index).and_then(Option::take) {
+                    buffers.push(slice);
+                }
+            }
+        }
+    }
+    buffers
+}
+
+fn deliver_registers(registers: &[RegisterAccess]) {
+    for access in registers {
+        if let Some(function) = access.owner.function() {
+            function.peer_write(access.bar, access.offset, &access.bytes);
+        }
+    }
+}
+
+/// The address map, held in place.
+pub(crate) type Routes<'a> = RwLockReadGuard<'a, RouteTable>;
+
+impl Fabric {
+    pub(crate) fn routes(&self) -> Routes<'_> {
+        self.routes.read().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,0 +1,1 @@
+//! A function as its transport sees it.
