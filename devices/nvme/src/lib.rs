@@ -1,1 +1,56 @@
-//! Placeholder.
+//! An NVM Express controller: NVM Express Base 2.0, NVM Command Set 1.0, PCIe transport.
+//!
+//! It is what the stock Linux nvme driver needs for a fully working disk, with a Controller Memory Buffer
+//! that peers reach over PCI Express.
+//!
+//! # Parts, in the order in which a command meets them
+//!
+//! - [`spec`]: wire types, and nothing else; mini drivers and fuzzers use them, too.
+//! - `controller`: [`NvmeController`], the `Endpoint`; BAR 0 decoding, doorbells, INTx. `regs`: the registers.
+//! - `lifecycle`: the controller's thread: enable, reset, shutdown, admin queue. `admin`, `identify`, `features`,
+//!   `logs`, `events`: the admin commands.
+//! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
+//!   is fetched.
+//! - `io`: a worker thread for each I/O submission queue, and its commands. `namespace`: the blocks.
+//! - `prp`, `dma`, `cmb`: from PRPs to memory, through the port or inside the controller's own CMB.
+//! - `trace`, `counters`: what tests and people read.
+//!
+//! # How mistakes look to a guest
+//!
+//! - A register access of a bad shape is ignored (reads give what is there) and logged.
+//! - A bad doorbell write is ignored, logged in the Error Information page, and an asynchronous event.
+//! - A bad command gets its status and an entry in the Error Information page.
+//! - A queue whose memory cannot be reached sets CSTS.CFS; a controller reset recovers.
+//!
+//! # Not implemented
+//!
+//! SGLs, metadata and protection information, fused commands, Compare, Copy, Verify, Write Uncorrectable,
+//! reservations, Format NVM, namespace management, sanitize, firmware update, directives, the Persistent Memory
+//! Region, completion queues in the CMB, shadow doorbells, subsystem reset, weighted round robin, discontiguous
+//! queues, page sizes other than 4 KiB, interrupt coalescing (stored, not acted on), asynchronous events other than
+//! bad doorbells, command sets other than NVM. A worker executes one command at a time.
+
+mod admin;
+mod cmb;
+mod config;
+mod controller;
+mod counters;
+mod dma;
+mod events;
+mod features;
+mod identify;
+mod io;
+mod lifecycle;
+mod locks;
+mod logs;
+mod namespace;
+mod prp;
+mod queue;
+mod queue_table;
+mod regs;
+pub mod spec;
+mod trace;
+
+pub use config::{Backing, CmbConfig, MAX_IO_QUEUES, NamespaceConfig, NvmeConfig, NvmeError};
+pub use controller::NvmeController;
+pub use trace::{TRACE_CAPACITY, Trace, TraceEntry, TraceLog, TraceRange};

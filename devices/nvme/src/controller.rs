@@ -1,0 +1,434 @@
+//! The controller as an [`Endpoint`]: what it declares, its BARs, its resets, and the state that its threads
+//! share.
+//!
+//! Lock order: `Core`, then `registers`, then `queues`; the other locks are leaves.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::thread::{Builder, JoinHandle};
+
+use p2plab_pcie::{
+    BarBacking, BarDeclaration, BarMemory, CpuAccess, Declaration, Endpoint, Identity,
+    MsixDeclaration, Port, ResetKind,
+};
+use serde_json::{Value, json};
+
+use crate::cmb::{CMB_BAR, Cmb};
+use crate::config::{MAX_IO_QUEUES, NvmeConfig, NvmeError};
+use crate::counters::{Counters, add};
+use crate::dma::Dma;
+use crate::events::{AsyncEvents, ErrorLog, Event};
+use crate::features::Features;
+use crate::identify::{DEVICE_ID, VENDOR_ID, eui64};
+use crate::lifecycle::Core;
+use crate::locks::{lock, read};
+use crate::namespace::Namespace;
+use crate::queue::{CompletionQueue, SubmissionQueue, Wake};
+use crate::queue_table::QueueTable;
+use crate::regs::Registers;
+use crate::spec::command::Command;
+use crate::spec::registers::offset::DOORBELLS;
+use crate::spec::status::Status;
+use crate::trace::Trace;
+
+const REGISTERS_BAR: u8 = 0;
+const REGISTERS_SIZE: u64 = 16 << 10;
+const MSIX_TABLE: u32 = 0x2000;
+const MSIX_PBA: u32 = 0x3000;
+
+/// What the threads of a controller share.
+pub(crate) struct Shared {
+    pub(crate) config: NvmeConfig,
+    pub(crate) namespaces: Vec<Namespace>,
+    pub(crate) cmb: Option<Arc<Cmb>>,
+    pub(crate) registers: Mutex<Registers>,
+    pub(crate) queues: RwLock<QueueTable>,
+    pub(crate) features: Mutex<Features>,
+    pub(crate) events: Mutex<AsyncEvents>,
+    pub(crate) errors: Mutex<ErrorLog>,
+    pub(crate) counters: Counters,
+    pub(crate) trace: Trace,
+    /// Wakes the controller's thread.
+    pub(crate) wake: Arc<Wake>,
+    /// The controller's thread is to end.
+    exit: AtomicBool,
+    /// Level of INTx as last set. The lock keeps levels in the order in which they were found.
+    intx: Mutex<bool>,
+}
+
+impl Shared {
+    /// Tells the host that `cq` has completions.
+    pub(crate) fn interrupt(&self, dma: &Dma, cq: &CompletionQueue) {
+        let Some(vector) = cq.vector else { return };
+        if dma.port.msix_enabled() {
+            add(&self.counters.interrupts, 1);
+            dma.port.msix(vector);
+        } else {
+            self.update_intx(&dma.port);
+        }
+    }
+
+    /// Sets INTx as the queues and the mask want it (Base 3.5.1). With MSI-X it is never asserted.
+    pub(crate) fn update_intx(&self, port: &Port) {
+        let mut asserted = lock(&self.intx);
+        let wanted = !port.msix_enabled() && {
+            let mask = lock(&self.registers).interrupt_mask;
+            read(&self.queues).completions_waiting(mask)
+        };
+        if wanted != *asserted {
+            if wanted {
+                add(&self.counters.interrupts, 1);
+            }
+            port.set_intx(wanted);
+            *asserted = wanted;
+        }
+    }
+
+    /// Gives up until the host resets the controller: CSTS.CFS.
+    pub(crate) fn fatal(&self, why: &str) {
+        tracing::warn!(why, "controller fatal status");
+        lock(&self.registers).csts.set_cfs(true);
+    }
+
+    /// Counts a command and keeps its error, if any; returns the status to complete it with.
+    pub(crate) fn account(&self, qid: u16, command: &Command, error: Option<Status>) -> Status {
+        self.counters.command(qid == 0, command.opcode);
+        let Some(status) = error else {
+            return Status::SUCCESS;
+        };
+        tracing::debug!(
+            qid,
+            opcode = command.opcode,
+            cid = command.cid.get(),
+            ?status,
+            "failed"
+        );
+        add(&self.counters.errors, 1);
+        if matches!(status, Status::WRITE_FAULT | Status::UNRECOVERED_READ_ERROR) {
+            add(&self.counters.media_errors, 1);
+        }
+        lock(&self.errors).command(qid, command, status);
+        status.more()
+    }
+
+    /// A doorbell write. It records and wakes, and waits for nothing.
+    fn doorbell(&self, port: Option<&Port>, offset: u64, value: u32) {
+        let index = (offset - DOORBELLS) / 4;
+        let Ok(qid) = u16::try_from(index / 2) else {
+            return;
+        };
+        let (sq, cq): (Option<Arc<SubmissionQueue>>, Option<Arc<CompletionQueue>>) = {
+            let queues = read(&self.queues);
+            if index % 2 == 0 {
+                (queues.sq(qid), None)
+            } else {
+                (None, queues.cq(qid))
+            }
+        };
+        let event = match (sq, cq) {
+            (Some(sq), _) => sq.ring(value).err().map(|_| Event::INVALID_DOORBELL_VALUE),
+            (_, Some(cq)) => {
+                let refused = cq.ring(value).err().map(|_| Event::INVALID_DOORBELL_VALUE);
+                if let Some(port) = port.filter(|port| !port.msix_enabled()) {
+                    self.update_intx(port);
+                }
+                refused
+            }
+            _ => Some(Event::INVALID_DOORBELL),
+        };
+        if let Some(event) = event {
+            tracing::warn!(qid, value, "bad doorbell write");
+            lock(&self.errors).doorbell(qid);
+            lock(&self.events).push(event);
+            self.wake.notify();
+        }
+    }
+
+    fn write_registers(&self, port: Option<&Port>, offset: u64, data: &[u8]) {
+        let effect = {
+            let mut registers = lock(&self.registers);
+            let effect = registers.write(offset, data);
+            if effect.cmb
+                && let Some(cmb) = &self.cmb
+            {
+                registers.cmb_base_invalid = !cmb.set_window(registers.cmbmsc);
+            }
+            effect
+        };
+        if effect.interrupts
+            && let Some(port) = port
+        {
+            self.update_intx(port);
+        }
+        if effect.wake {
+            self.wake.notify();
+        }
+    }
+}
+
+/// An NVMe controller.
+pub struct NvmeController {
+    shared: Arc<Shared>,
+    core: Arc<Mutex<Core>>,
+    port: RwLock<Option<Port>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl NvmeController {
+    /// Makes a controller: opens its namespaces' files and takes the memory of its CMB.
+    ///
+    /// # Errors
+    /// [`NvmeError`], whose text is for the user who wrote the configuration.
+    pub fn new(config: NvmeConfig) -> Result<Self, NvmeError> {
+        check(&config)?;
+        let open = |(config, nsid)| Namespace::open(nsid, config);
+        let namespaces = config
+            .namespaces
+            .iter()
+            .zip(1..)
+            .map(open)
+            .collect::<Result<_, _>>()?;
+        let cmb = config.cmb.map(|cmb| {
+            let memory = BarMemory::anonymous("nvme-cmb", cmb.size).map_err(|source| {
+                NvmeError::CmbMemory {
+                    serial: config.serial.clone(),
+                    size: cmb.size,
+                    source,
+                }
+            })?;
+            Ok(Arc::new(Cmb::new(Arc::new(memory), cmb)))
+        });
+        let cmb = cmb.transpose()?;
+        let shared = Shared {
+            registers: Mutex::new(Registers::new(config.cmb)),
+            queues: RwLock::new(QueueTable::new(config.io_queues)),
+            features: Mutex::new(Features::new(config.io_queues)),
+            events: Mutex::default(),
+            errors: Mutex::default(),
+            counters: Counters::new(),
+            trace: Trace::default(),
+            wake: Arc::default(),
+            exit: AtomicBool::new(false),
+            intx: Mutex::new(false),
+            namespaces,
+            cmb,
+            config,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            core: Arc::default(),
+            port: RwLock::new(None),
+            thread: Mutex::new(None),
+        })
+    }
+
+    /// The record of executed commands, for tests.
+    pub fn trace(&self) -> &Trace {
+        &self.shared.trace
+    }
+
+    /// The memory of the CMB, if there is one.
+    pub fn cmb(&self) -> Option<&Arc<BarMemory>> {
+        self.shared.cmb.as_ref().map(|cmb| &cmb.memory)
+    }
+
+    fn port(&self) -> Option<Port> {
+        read(&self.port).clone()
+    }
+
+    /// Ends all threads; nothing is in flight afterwards.
+    fn stop(&self) {
+        self.shared.exit.store(true, Ordering::Release);
+        self.shared.wake.notify();
+        if let Some(thread) = lock(&self.thread).take() {
+            let _ = thread.join();
+        }
+        lock(&self.core).disable(&self.shared);
+        *crate::locks::write(&self.port) = None;
+    }
+}
+
+impl Drop for NvmeController {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Endpoint for NvmeController {
+    fn declaration(&self) -> Declaration {
+        let registers = BarDeclaration {
+            index: REGISTERS_BAR,
+            size: REGISTERS_SIZE,
+            is_64bit: true,
+            prefetchable: false,
+            cpu_access: CpuAccess::Trapped,
+            backing: BarBacking::Registers,
+        };
+        let cmb = self.shared.cmb.as_ref().map(|cmb| BarDeclaration {
+            index: CMB_BAR,
+            size: cmb.config.size,
+            is_64bit: true,
+            prefetchable: true,
+            cpu_access: cmb.config.cpu_access,
+            backing: BarBacking::Memory(Arc::clone(&cmb.memory)),
+        });
+        Declaration {
+            identity: Identity {
+                vendor_id: VENDOR_ID,
+                device_id: DEVICE_ID,
+                subsystem_vendor_id: VENDOR_ID,
+                subsystem_id: DEVICE_ID,
+                revision_id: 1,
+                class_code: 0x01_0802,
+                serial_number: Some(eui64(&self.shared.config.serial, 0)),
+            },
+            bars: std::iter::once(registers).chain(cmb).collect(),
+            msix: Some(MsixDeclaration {
+                vectors: self.shared.config.io_queues + 1,
+                bar: REGISTERS_BAR,
+                table_offset: MSIX_TABLE,
+                pba_offset: MSIX_PBA,
+            }),
+            intx: true,
+        }
+    }
+
+    fn attach(&self, port: Port) {
+        let dma = Dma {
+            port: port.clone(),
+            cmb: self.shared.cmb.clone(),
+        };
+        let (shared, core) = (Arc::clone(&self.shared), Arc::clone(&self.core));
+        let thread = Builder::new().name("nvme-admin".into()).spawn(move || {
+            loop {
+                shared.wake.wait();
+                if shared.exit.load(Ordering::Acquire) {
+                    return;
+                }
+                lock(&core).service(&shared, &dma);
+            }
+        });
+        match thread {
+            Ok(thread) => *lock(&self.thread) = Some(thread),
+            // The guest sees a controller that failed.
+            Err(error) => self.shared.fatal(&format!("no thread: {error}")),
+        }
+        *crate::locks::write(&self.port) = Some(port);
+    }
+
+    fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if bar == REGISTERS_BAR && offset < DOORBELLS {
+            lock(&self.shared.registers).read(offset, data);
+        }
+    }
+
+    fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) {
+        if bar != REGISTERS_BAR {
+            return;
+        }
+        let port = self.port();
+        if offset < DOORBELLS {
+            return self.shared.write_registers(port.as_ref(), offset, data);
+        }
+        if offset >= MSIX_TABLE.into() {
+            return;
+        }
+        match *data {
+            [a, b, c, d] if offset.is_multiple_of(4) => {
+                let value = u32::from_le_bytes([a, b, c, d]);
+                self.shared.doorbell(port.as_ref(), offset, value);
+            }
+            _ => tracing::warn!(offset, length = data.len(), "doorbell write of a bad shape"),
+        }
+    }
+
+    fn reset(&self, kind: ResetKind) {
+        tracing::debug!(?kind, "reset");
+        // First, so that the controller's thread finds nothing more to start.
+        lock(&self.shared.registers).reset_all();
+        lock(&self.core).disable(&self.shared);
+        lock(&self.shared.registers).reset_all();
+        if let Some(cmb) = &self.shared.cmb {
+            cmb.set_window(Default::default());
+        }
+        if let Some(port) = self.port() {
+            self.shared.update_intx(&port);
+        }
+    }
+
+    fn detach(&self) {
+        self.stop();
+    }
+
+    fn dump(&self) -> Value {
+        let shared = &self.shared;
+        let mut dump = {
+            let registers = lock(&shared.registers);
+            let fields = crate::regs::REGISTERS.iter().map(|register| {
+                let value = format!("{:#x}", registers.value(register.name));
+                (
+                    format!("{:?}", register.name).to_uppercase(),
+                    Value::from(value),
+                )
+            });
+            json!({ "registers": fields.collect::<serde_json::Map<_, _>>() })
+        };
+        dump["serial"] = shared.config.serial.clone().into();
+        dump["queues"] = read(&shared.queues).dump();
+        dump["counters"] = shared.counters.dump();
+        dump["namespaces"] = shared
+            .namespaces
+            .iter()
+            .map(|ns| json!({ "nsid": ns.nsid, "size": ns.size(), "block_size": 1u64 << ns.block_shift }))
+            .collect();
+        dump
+    }
+}
+
+/// Refuses a configuration that makes no controller.
+fn check(config: &NvmeConfig) -> Result<(), NvmeError> {
+    for (what, value, max) in [
+        ("serial number", &config.serial, 20),
+        ("model number", &config.model, 40),
+    ] {
+        let printable = value.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        if value.is_empty() || value.len() > max || !printable || value.trim() != value {
+            return Err(NvmeError::BadText {
+                what,
+                value: value.clone(),
+                max,
+            });
+        }
+    }
+    let serial = || config.serial.clone();
+    if !(1..=MAX_IO_QUEUES).contains(&config.io_queues) {
+        return Err(NvmeError::BadQueueCount {
+            serial: serial(),
+            given: config.io_queues,
+        });
+    }
+    let (transfer, cmb) = (config.max_transfer, config.cmb.map(|cmb| cmb.size));
+    if !transfer.is_power_of_two() || !(4096..=128 << 20).contains(&transfer) {
+        return Err(NvmeError::BadMaxTransfer {
+            serial: serial(),
+            given: transfer,
+        });
+    }
+    if let Some(given) = cmb
+        && (!given.is_power_of_two() || !(4096..=1 << 40).contains(&given))
+    {
+        return Err(NvmeError::BadCmbSize {
+            serial: serial(),
+            given,
+        });
+    }
+    if config.namespaces.len() > 256 {
+        let given = config.namespaces.len();
+        return Err(NvmeError::TooManyNamespaces {
+            serial: serial(),
+            given,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! A controller's memory accesses: through its port, or, for addresses in its own CMB, inside it.
+
+use std::io;
+use std::sync::Arc;
+
+use p2plab_pcie::{DmaBuffers, DmaError, DmaRange, Port};
+
+use crate::cmb::{Cmb, Place};
+use crate::prp::{self, Transfer};
+use crate::spec::command::Command;
+use crate::spec::status::Status;
+
+/// Which way a command's data goes, seen from the host (Base 3.1: opcodes' bits 1:0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From the host or peer to the controller.
+    ToController,
+    /// From the controller to the host or peer.
+    FromController,
+}
+
+/// Access to memory at bus addresses.
+#[derive(Clone)]
+pub(crate) struct Dma {
+    pub(crate) port: Port,
+    pub(crate) cmb: Option<Arc<Cmb>>,
+}
+
+impl Dma {
+    pub(crate) fn place(&self, range: DmaRange) -> Place {
+        self.cmb.as_ref().map_or(Place::Bus, |cmb| cmb.place(range))
+    }
+
+    /// Reads a queue entry or a PRP list.
+    pub(crate) fn read(&self, address: u64, data: &mut [u8]) -> Result<(), DmaError> {
+        match (
+            self.place(DmaRange {
+                address,
+                length: data.len() as u64,
+            }),
+            &self.cmb,
+        ) {
+            (Place::Cmb(offset), Some(cmb)) if cmb.memory.read(offset, data) => Ok(()),
+            (Place::Bus, _) => self.port.read(address, data),
+            _ => Err(DmaError::UnsupportedRequest { address }),
+        }
+    }
+
+    /// Writes a queue entry.
+    pub(crate) fn write(&self, address: u64, data: &[u8]) -> Result<(), DmaError> {
+        match (
+            self.place(DmaRange {
+                address,
+                length: data.len() as u64,
+            }),
+            &self.cmb,
+        ) {
+            (Place::Cmb(offset), Some(cmb)) if cmb.memory.write(offset, data) => Ok(()),
+            (Place::Bus, _) => self.port.write(address, data),
+            _ => Err(DmaError::UnsupportedRequest { address }),
+        }
+    }
+
+    /// Moves `length` bytes of `command`'s data: finds where they lie and lets `mover` do it, in place.
+    /// `transfer` says afterwards what was touched.
+    pub(crate) fn data(
+        &self,
+        command: &Command,
+        length: u64,
+        direction: Direction,
+        transfer: &mut Transfer,
+        mover: impl FnOnce(&DmaBuffers<'_>) -> io::Result<()>,
+    ) -> Result<(), Status> {
+        prp::walk(
+            command.prp1.get(),
+            command.prp2.get(),
+            length,
+            transfer,
+            |address, data| {
+                self.read(address, data)
+                    .map_err(|_| Status::DATA_TRANSFER_ERROR)
+            },
+        )?;
+        let moved = match self.inside(transfer)? {
+            Some(offsets) => {
+                let buffers = self
+                    .cmb
+                    .as_ref()
+                    .and_then(|cmb| cmb.memory.buffers(&offsets));
+                mover(&buffers.ok_or(Status::INVALID_USE_OF_CMB)?).map_err(DmaError::Medium)
+            }
+            None => match direction {
+                Direction::ToController => self.port.read_ranges(&transfer.ranges, mover),
+                Direction::FromController => self.port.write_ranges(&transfer.ranges, mover),
+            },
+        };
+        moved.map_err(|error| match error {
+            DmaError::Medium(error) => {
+                tracing::warn!(%error, "the namespace's file failed");
+                match direction {
+                    Direction::ToController => Status::WRITE_FAULT,
+                    Direction::FromController => Status::UNRECOVERED_READ_ERROR,
+                }
+            }
+            error => {
+                tracing::debug!(%error, "data transfer");
+                Status::DATA_TRANSFER_ERROR
+            }
+        })
+    }
+
+    /// Offsets in the CMB if all of the transfer is in it, `None` if nothing is.
+    fn inside(&self, transfer: &Transfer) -> Result<Option<Vec<(u64, u64)>>, Status> {
+        if self.cmb.as_ref().is_none_or(|cmb| cmb.window().is_none()) {
+            return Ok(None);
+        }
+        let mut offsets = Vec::new();
+        for range in &transfer.ranges {
+            match self.place(*range) {
+                Place::Bus => {}
+                Place::Cmb(offset) => offsets.push((offset, range.length)),
+                Place::Straddles => return Err(Status::INVALID_USE_OF_CMB),
+            }
+        }
+        match offsets.len() {
+            0 => Ok(None),
+            all if all == transfer.ranges.len() => Ok(Some(offsets)),
+            _ => Err(Status::INVALID_USE_OF_CMB),
+        }
+    }
+}

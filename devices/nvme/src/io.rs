@@ -1,0 +1,254 @@
+//! I/O queues: the worker of a submission queue, and the commands of the NVM command set (NVM 3.2).
+//!
+//! A worker executes its commands one after the other, each to its completion. More than one at a time
+//! would be decided in [`run`]: everything below it works on one command and its permit.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::controller::Shared;
+use crate::counters::add;
+use crate::dma::{Direction, Dma};
+use crate::locks::lock;
+use crate::namespace::Namespace;
+use crate::prp::Transfer;
+use crate::queue::SubmissionQueue;
+use crate::spec::command::{Command, DatasetRange, NSID_ALL, ReadWriteCdw12, io as opcode};
+use crate::spec::status::Status;
+
+/// Completions wait this long for their interrupt while more commands are executed.
+const BATCH_TIME: Duration = Duration::from_micros(50);
+
+/// Data that a command may move while completions before it still wait for their interrupt.
+const QUICK_BYTES: u64 = 32 << 10;
+
+/// The worker of `sq`: returns when the queue is stopped or its memory fails.
+pub(crate) fn run(shared: &Shared, dma: &Dma, sq: &SubmissionQueue) {
+    let mut transfer = Transfer::default();
+    // When the first completion was posted that has had no interrupt yet.
+    let mut unsignalled: Option<Instant> = None;
+    while !sq.stop.load(Ordering::Acquire) {
+        let permit = if sq.is_empty() { None } else { sq.cq.reserve() };
+        let Some(permit) = permit else {
+            if unsignalled.take().is_some() {
+                shared.interrupt(dma, &sq.cq);
+            }
+            sq.wake.wait();
+            continue;
+        };
+        let fetch = sq.next_entry();
+        let command = match sq.fetch(dma) {
+            Ok(command) => command,
+            Err(error) => {
+                shared.fatal(&format!("submission queue {}: {error}", sq.id));
+                break;
+            }
+        };
+        // A completion never waits behind a slow command.
+        let waiting = unsignalled.is_some_and(|since| since.elapsed() >= BATCH_TIME);
+        if unsignalled.is_some() && (waiting || !is_quick(shared, &command)) {
+            shared.interrupt(dma, &sq.cq);
+            unsignalled = None;
+        }
+        transfer.clear();
+        let result = execute(shared, dma, &command, &mut transfer);
+        let status = shared.account(sq.id, &command, result.err());
+        match sq.cq.post(dma, permit, sq, command.cid, 0, status) {
+            Ok(completion) => {
+                let done = Some((completion, status));
+                shared
+                    .trace
+                    .record(dma, sq.id, &command, fetch, &transfer, done);
+            }
+            Err(error) => {
+                shared.fatal(&format!("completion queue {}: {error}", sq.cq.id));
+                break;
+            }
+        }
+        unsignalled.get_or_insert_with(Instant::now);
+    }
+    if unsignalled.is_some() {
+        shared.interrupt(dma, &sq.cq);
+    }
+}
+
+/// Whether a command ends soon enough for completions to wait behind it.
+fn is_quick(shared: &Shared, command: &Command) -> bool {
+    let cdw12 = ReadWriteCdw12::from_bits(command.cdw12.get());
+    let Ok(ns) = namespace(shared, command.nsid.get()) else {
+        return true;
+    };
+    let bytes = (u64::from(cdw12.nlb_z()) + 1) << ns.block_shift;
+    matches!(command.opcode, opcode::READ | opcode::WRITE) && !cdw12.fua() && bytes <= QUICK_BYTES
+}
+
+fn namespace(shared: &Shared, nsid: u32) -> Result<&Namespace, Status> {
+    let found = shared.namespaces.iter().find(|ns| ns.nsid == nsid);
+    found.ok_or(Status::INVALID_NAMESPACE)
+}
+
+fn execute(
+    shared: &Shared,
+    dma: &Dma,
+    command: &Command,
+    transfer: &mut Transfer,
+) -> Result<(), Status> {
+    // Neither fused commands nor SGLs: Identify says so (FUSES, SGLS).
+    if command.flags != 0 {
+        return Err(Status::INVALID_FIELD);
+    }
+    let nsid = command.nsid.get();
+    match command.opcode {
+        opcode::FLUSH if nsid == NSID_ALL => shared.namespaces.iter().try_for_each(flush),
+        opcode::FLUSH => flush(namespace(shared, nsid)?),
+        opcode::READ => read(shared, dma, namespace(shared, nsid)?, command, transfer),
+        opcode::WRITE => write(shared, dma, namespace(shared, nsid)?, command, transfer),
+        opcode::WRITE_ZEROES => write_zeroes(shared, namespace(shared, nsid)?, command),
+        opcode::DATASET_MANAGEMENT => {
+            deallocate(shared, dma, namespace(shared, nsid)?, command, transfer)
+        }
+        _ => Err(Status::INVALID_OPCODE),
+    }
+}
+
+fn write_fault(error: io::Error) -> Status {
+    tracing::warn!(%error, "the namespace's file failed");
+    Status::WRITE_FAULT
+}
+
+fn flush(ns: &Namespace) -> Result<(), Status> {
+    ns.flush().map_err(write_fault)
+}
+
+/// Byte offset and length of the blocks that a command addresses.
+fn extent(ns: &Namespace, command: &Command) -> Result<(u64, u64), Status> {
+    let count = u64::from(ReadWriteCdw12::from_bits(command.cdw12.get()).nlb_z()) + 1;
+    ns.extent(command.slba(), count)
+        .ok_or(Status::LBA_OUT_OF_RANGE)
+}
+
+/// The same for a command that moves data, which MDTS limits.
+fn data_extent(shared: &Shared, ns: &Namespace, command: &Command) -> Result<(u64, u64), Status> {
+    let count = u64::from(ReadWriteCdw12::from_bits(command.cdw12.get()).nlb_z()) + 1;
+    if count << ns.block_shift > shared.config.max_transfer {
+        return Err(Status::INVALID_FIELD);
+    }
+    extent(ns, command)
+}
+
+fn fua(command: &Command) -> bool {
+    ReadWriteCdw12::from_bits(command.cdw12.get()).fua()
+}
+
+fn read(
+    shared: &Shared,
+    dma: &Dma,
+    ns: &Namespace,
+    command: &Command,
+    transfer: &mut Transfer,
+) -> Result<(), Status> {
+    let (offset, length) = data_extent(shared, ns, command)?;
+    if fua(command) {
+        // What a read with FUA returns must be on the medium (NVM 3.2.4).
+        flush(ns)?;
+    }
+    dma.data(
+        command,
+        length,
+        Direction::FromController,
+        transfer,
+        |memory| memory.fill_from_file(&ns.file, offset),
+    )?;
+    add(&shared.counters.bytes_read, length);
+    add(&shared.counters.host_reads, 1);
+    Ok(())
+}
+
+fn write(
+    shared: &Shared,
+    dma: &Dma,
+    ns: &Namespace,
+    command: &Command,
+    transfer: &mut Transfer,
+) -> Result<(), Status> {
+    let (offset, length) = data_extent(shared, ns, command)?;
+    refuse_if_read_only(ns)?;
+    dma.data(
+        command,
+        length,
+        Direction::ToController,
+        transfer,
+        |memory| memory.drain_to_file(&ns.file, offset),
+    )?;
+    make_durable(shared, ns, command)?;
+    add(&shared.counters.bytes_written, length);
+    add(&shared.counters.host_writes, 1);
+    Ok(())
+}
+
+fn refuse_if_read_only(ns: &Namespace) -> Result<(), Status> {
+    if ns.read_only {
+        Err(Status::WRITE_PROTECTED)
+    } else {
+        Ok(())
+    }
+}
+
+/// With FUA, or with the volatile write cache turned off, nothing is acknowledged that could be lost.
+fn make_durable(shared: &Shared, ns: &Namespace, command: &Command) -> Result<(), Status> {
+    if fua(command) || !lock(&shared.features).write_cache {
+        flush(ns)
+    } else {
+        Ok(())
+    }
+}
+
+fn write_zeroes(shared: &Shared, ns: &Namespace, command: &Command) -> Result<(), Status> {
+    let (offset, length) = extent(ns, command)?;
+    refuse_if_read_only(ns)?;
+    ns.write_zeroes(offset, length).map_err(write_fault)?;
+    make_durable(shared, ns, command)
+}
+
+/// Dataset Management: deallocates, and takes the other attributes as the hints that they are (NVM 3.2.3).
+fn deallocate(
+    shared: &Shared,
+    dma: &Dma,
+    ns: &Namespace,
+    command: &Command,
+    transfer: &mut Transfer,
+) -> Result<(), Status> {
+    const DEALLOCATE: u32 = 1 << 2;
+    let count = (command.cdw10.get() & 0xff) as usize + 1;
+    let mut ranges = [DatasetRange::new_zeroed(); 256];
+    let ranges = ranges.get_mut(..count).ok_or(Status::INTERNAL_ERROR)?;
+    let length = count as u64 * size_of::<DatasetRange>() as u64;
+    dma.data(
+        command,
+        length,
+        Direction::ToController,
+        transfer,
+        |memory| memory.drain_to_slice(ranges.as_mut_bytes()),
+    )?;
+    if command.cdw11.get() & DEALLOCATE == 0 {
+        return Ok(());
+    }
+    refuse_if_read_only(ns)?;
+    // All ranges are checked before one is deallocated: a refused command changes nothing.
+    let extents = ranges.iter().map(|range| {
+        ns.extent(range.slba.get(), range.nlb.get().into())
+            .ok_or(Status::LBA_OUT_OF_RANGE)
+    });
+    let extents: Vec<_> = extents.collect::<Result<_, _>>()?;
+    for (offset, length) in extents.into_iter().filter(|(_, length)| *length > 0) {
+        ns.deallocate(offset, length).map_err(write_fault)?;
+    }
+    if lock(&shared.features).write_cache {
+        Ok(())
+    } else {
+        flush(ns)
+    }
+}

@@ -1,0 +1,230 @@
+//! The controller's thread and what it owns: enable, reset, shutdown, the admin queue, the workers.
+//!
+//! [`Core`] is behind one lock, which its thread holds while it works and nobody holds for longer than a
+//! command takes. A reset from the bus takes the lock, too, and so waits for what is in flight.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{Builder, JoinHandle};
+
+use zerocopy::little_endian::U16;
+
+use crate::admin::{self, Outcome};
+use crate::controller::Shared;
+use crate::dma::Dma;
+use crate::features::Features;
+use crate::io as io_commands;
+use crate::locks::{lock, write};
+use crate::prp::Transfer;
+use crate::queue::{CompletionQueue, SubmissionQueue};
+use crate::spec::registers::{Csts, shst};
+use crate::spec::status::Status;
+
+struct Worker {
+    sq: Arc<SubmissionQueue>,
+    thread: JoinHandle<()>,
+}
+
+/// What only the controller's thread, or a reset, touches.
+#[derive(Default)]
+pub(crate) struct Core {
+    admin: Option<Arc<SubmissionQueue>>,
+    workers: HashMap<u16, Worker>,
+    /// A held Asynchronous Event Request that was aborted and waits for its completion.
+    aborted: Vec<U16>,
+}
+
+impl Core {
+    /// Does all that is to do, until there is nothing.
+    pub(crate) fn service(&mut self, shared: &Arc<Shared>, dma: &Dma) {
+        let mut signal = false;
+        loop {
+            let pending = std::mem::take(&mut lock(&shared.registers).pending);
+            if pending.reset {
+                self.disable(shared);
+                self.leave_reset(shared, dma);
+                signal = false;
+            }
+            if pending.enable {
+                self.enable(shared);
+            }
+            if pending.shutdown {
+                shut_down(shared);
+            }
+            match self.admin.clone() {
+                Some(sq) if self.step(shared, dma, &sq) => signal = true,
+                Some(sq) => {
+                    if signal {
+                        shared.interrupt(dma, &sq.cq);
+                    }
+                    return;
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// Stops and deletes all queues. Returns when nothing is in flight.
+    pub(crate) fn disable(&mut self, shared: &Shared) {
+        write(&shared.queues).clear();
+        for worker in self.workers.values() {
+            worker.sq.stop.store(true, Ordering::Release);
+            worker.sq.wake.notify();
+        }
+        for (_, worker) in self.workers.drain() {
+            // A worker that panicked has said so; the controller goes on without it.
+            let _ = worker.thread.join();
+        }
+        self.admin = None;
+        self.aborted.clear();
+        *lock(&shared.events) = Default::default();
+        *lock(&shared.features) = Features::new(shared.config.io_queues);
+    }
+
+    fn leave_reset(&mut self, shared: &Shared, dma: &Dma) {
+        shared.update_intx(&dma.port);
+        lock(&shared.registers).controller_reset();
+    }
+
+    fn enable(&mut self, shared: &Shared) {
+        let mut registers = lock(&shared.registers);
+        if let Some(why) = registers.bad_configuration() {
+            tracing::warn!(why, "the controller cannot be enabled");
+            registers.csts.set_cfs(true);
+            return;
+        }
+        let aqa = registers.aqa();
+        let (sq_entries, cq_entries) = (u32::from(aqa.asqs_z()) + 1, u32::from(aqa.acqs_z()) + 1);
+        let fits = |base: u64, bytes: u32| base.checked_add(bytes.into()).is_some();
+        if !fits(registers.asq, sq_entries * 64) || !fits(registers.acq, cq_entries * 16) {
+            registers.csts.set_cfs(true);
+            return;
+        }
+        let cq = Arc::new(CompletionQueue::new(0, registers.acq, cq_entries, Some(0)));
+        let wake = Arc::clone(&shared.wake);
+        cq.attach(0, Arc::clone(&wake));
+        let sq = SubmissionQueue::new(0, registers.asq, sq_entries, Arc::clone(&cq), wake);
+        let sq = Arc::new(sq);
+        self.admin = Some(Arc::clone(&sq));
+        let mut queues = write(&shared.queues);
+        queues.set_cq(0, Some(cq));
+        queues.set_sq(0, Some(sq));
+        registers.csts = Csts::new().with_rdy(true);
+    }
+
+    /// Executes one admin command or completes one held request; `false` if there is nothing to do.
+    fn step(&mut self, shared: &Arc<Shared>, dma: &Dma, sq: &SubmissionQueue) -> bool {
+        // CC.EN may have been cleared since.
+        if lock(&shared.registers).csts.cfs() {
+            return false;
+        }
+        let event_ready = !self.aborted.is_empty() || lock(&shared.events).is_ready();
+        if sq.is_empty() && !event_ready {
+            return false;
+        }
+        let Some(permit) = sq.cq.reserve() else {
+            return false;
+        };
+        if let Some(cid) = self.aborted.pop() {
+            return post(shared, dma, sq, permit, cid, 0, Status::ABORT_REQUESTED).is_some();
+        }
+        if let Some((cid, event)) = lock(&shared.events).next() {
+            return post(shared, dma, sq, permit, cid, event.dword(), Status::SUCCESS).is_some();
+        }
+        let fetch = sq.next_entry();
+        let command = match sq.fetch(dma) {
+            Ok(command) => command,
+            Err(error) => {
+                shared.fatal(&format!("admin submission queue: {error}"));
+                return false;
+            }
+        };
+        let mut transfer = Transfer::default();
+        let outcome = admin::execute(self, shared, dma, &command, &mut transfer);
+        let (result, error) = match outcome {
+            Ok(Outcome::Done(result)) => (result, None),
+            Ok(Outcome::Held) => {
+                shared.account(0, &command, None);
+                shared
+                    .trace
+                    .record(dma, 0, &command, fetch, &transfer, None);
+                return true;
+            }
+            Err(status) => (0, Some(status)),
+        };
+        let status = shared.account(0, &command, error);
+        let posted = post(shared, dma, sq, permit, command.cid, result, status);
+        let done = posted.map(|completion| (completion, status));
+        shared
+            .trace
+            .record(dma, 0, &command, fetch, &transfer, done);
+        done.is_some()
+    }
+
+    /// Starts the worker of `sq`.
+    pub(crate) fn start_worker(
+        &mut self,
+        shared: &Arc<Shared>,
+        dma: &Dma,
+        sq: &Arc<SubmissionQueue>,
+    ) -> io::Result<()> {
+        let thread = Builder::new().name(format!("nvme-sq{}", sq.id)).spawn({
+            let (shared, dma, sq) = (Arc::clone(shared), dma.clone(), Arc::clone(sq));
+            move || io_commands::run(&shared, &dma, &sq)
+        })?;
+        self.workers.insert(
+            sq.id,
+            Worker {
+                sq: Arc::clone(sq),
+                thread,
+            },
+        );
+        Ok(())
+    }
+
+    /// Stops the worker of queue `qid` and waits for the command that it executes.
+    pub(crate) fn stop_worker(&mut self, qid: u16) {
+        if let Some(worker) = self.workers.remove(&qid) {
+            worker.sq.stop.store(true, Ordering::Release);
+            worker.sq.wake.notify();
+            let _ = worker.thread.join();
+            worker.sq.cq.detach(qid);
+        }
+    }
+
+    /// Takes note that the held request `cid` is aborted; its own completion follows.
+    pub(crate) fn note_aborted(&mut self, cid: U16) {
+        self.aborted.push(cid);
+    }
+}
+
+fn post(
+    shared: &Shared,
+    dma: &Dma,
+    sq: &SubmissionQueue,
+    permit: crate::queue::Permit<'_>,
+    cid: U16,
+    result: u32,
+    status: Status,
+) -> Option<p2plab_pcie::DmaRange> {
+    let posted = sq.cq.post(dma, permit, sq, cid, result, status);
+    posted
+        .map_err(|error| shared.fatal(&format!("admin completion queue: {error}")))
+        .ok()
+}
+
+/// Shutdown processing (Base 3.6): everything acknowledged reaches the medium.
+fn shut_down(shared: &Shared) {
+    for ns in &shared.namespaces {
+        if let Err(error) = ns.flush() {
+            tracing::error!(%error, nsid = ns.nsid, "flush at shutdown");
+        }
+    }
+    let mut registers = lock(&shared.registers);
+    // A reset in between has cleared it.
+    if registers.csts.shst() == shst::OCCURRING {
+        registers.csts.set_shst(shst::COMPLETE);
+    }
+}

@@ -1,0 +1,322 @@
+//! Submission and completion queues (Base 3.3).
+//!
+//! The rule that nothing breaks: a completion slot is reserved ([`Permit`]) before a command is fetched, so
+//! that a command that was executed can always be completed.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use p2plab_pcie::{DmaError, DmaRange};
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::dma::Dma;
+use crate::spec::command::Command;
+use crate::spec::completion::Completion;
+use crate::spec::status::Status;
+
+/// Wakes one worker.
+#[derive(Debug, Default)]
+pub(crate) struct Wake {
+    pending: Mutex<bool>,
+    condition: Condvar,
+}
+
+impl Wake {
+    pub(crate) fn notify(&self) {
+        *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.condition.notify_one();
+    }
+
+    /// Returns after a [`notify`](Self::notify) since the last return. Whoever waits here is woken by the
+    /// host's next doorbell, by a change of CC or by its own end: there is no deadline to have.
+    pub(crate) fn wait(&self) {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*pending {
+            pending = self
+                .condition
+                .wait(pending)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        *pending = false;
+    }
+}
+
+/// Why a doorbell write is refused (Base 5.16.1.1, asynchronous event "Invalid Doorbell Write Value").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InvalidDoorbell;
+
+/// A submission queue. Its worker owns the head; the doorbell owns the tail.
+#[derive(Debug)]
+pub(crate) struct SubmissionQueue {
+    pub(crate) id: u16,
+    pub(crate) base: u64,
+    pub(crate) entries: u32,
+    pub(crate) cq: Arc<CompletionQueue>,
+    pub(crate) wake: Arc<Wake>,
+    pub(crate) stop: AtomicBool,
+    head: AtomicU32,
+    tail: AtomicU32,
+}
+
+impl SubmissionQueue {
+    pub(crate) fn new(
+        id: u16,
+        base: u64,
+        entries: u32,
+        cq: Arc<CompletionQueue>,
+        wake: Arc<Wake>,
+    ) -> Self {
+        let (head, tail, stop) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
+        Self {
+            id,
+            base,
+            entries,
+            cq,
+            wake,
+            stop,
+            head,
+            tail,
+        }
+    }
+
+    pub(crate) fn ring(&self, tail: u32) -> Result<(), InvalidDoorbell> {
+        if tail >= self.entries {
+            return Err(InvalidDoorbell);
+        }
+        self.tail.store(tail, Ordering::Release);
+        self.wake.notify();
+        Ok(())
+    }
+
+    pub(crate) fn head(&self) -> u32 {
+        self.head.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn tail(&self) -> u32 {
+        self.tail.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head() == self.tail()
+    }
+
+    /// Where the next entry lies.
+    pub(crate) fn next_entry(&self) -> DmaRange {
+        // The base was checked at creation: the whole queue has addresses.
+        DmaRange {
+            address: self.base + u64::from(self.head()) * 64,
+            length: 64,
+        }
+    }
+
+    /// Takes the next entry. Entries are read one at a time, 64 bytes each: the number of TLPs of a
+    /// command then does not depend on how many commands happened to wait.
+    pub(crate) fn fetch(&self, dma: &Dma) -> Result<Command, DmaError> {
+        let mut command = Command::new_zeroed();
+        dma.read(self.next_entry().address, command.as_mut_bytes())?;
+        self.head
+            .store((self.head() + 1) % self.entries, Ordering::Release);
+        Ok(command)
+    }
+}
+
+/// A completion queue. Workers of its submission queues post to it; the doorbell owns the head.
+#[derive(Debug)]
+pub(crate) struct CompletionQueue {
+    pub(crate) id: u16,
+    pub(crate) base: u64,
+    pub(crate) entries: u32,
+    /// Vector, if interrupts are enabled.
+    pub(crate) vector: Option<u16>,
+    post: Mutex<PostState>,
+    /// Apart from the lock: a doorbell write must not wait for a post's DMA (see `Endpoint`).
+    head: AtomicU32,
+    tail: AtomicU32,
+    starved: AtomicBool,
+    waiters: Mutex<Vec<(u16, Arc<Wake>)>>,
+}
+
+#[derive(Debug)]
+struct PostState {
+    phase: bool,
+    reserved: u32,
+}
+
+/// A reserved slot of a completion queue. It is used up by [`CompletionQueue::post`], or given back.
+#[must_use]
+pub(crate) struct Permit<'a> {
+    queue: &'a CompletionQueue,
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.queue.lock().reserved -= 1;
+        // A worker that starved on this reservation has no doorbell to wait for.
+        self.queue.wake_starved();
+    }
+}
+
+impl CompletionQueue {
+    pub(crate) fn new(id: u16, base: u64, entries: u32, vector: Option<u16>) -> Self {
+        Self {
+            id,
+            base,
+            entries,
+            vector,
+            post: Mutex::new(PostState {
+                phase: true,
+                reserved: 0,
+            }),
+            head: AtomicU32::new(0),
+            tail: AtomicU32::new(0),
+            starved: AtomicBool::new(false),
+            waiters: Mutex::new(Vec::new()),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, PostState> {
+        self.post.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiters(&self) -> std::sync::MutexGuard<'_, Vec<(u16, Arc<Wake>)>> {
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn attach(&self, sqid: u16, wake: Arc<Wake>) {
+        self.waiters().push((sqid, wake));
+    }
+
+    pub(crate) fn detach(&self, sqid: u16) {
+        self.waiters().retain(|(id, _)| *id != sqid);
+    }
+
+    /// Whether a submission queue uses it.
+    pub(crate) fn in_use(&self) -> bool {
+        !self.waiters().is_empty()
+    }
+
+    pub(crate) fn head(&self) -> u32 {
+        self.head.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn tail(&self) -> u32 {
+        self.tail.load(Ordering::Acquire)
+    }
+
+    /// Entries that the host has not consumed.
+    pub(crate) fn outstanding(&self) -> u32 {
+        (self.tail() + self.entries - self.head()) % self.entries
+    }
+
+    /// Reserves a slot. `None` where the queue is full: the host's next head doorbell wakes the workers.
+    pub(crate) fn reserve(&self) -> Option<Permit<'_>> {
+        let mut post = self.lock();
+        if !self.has_room(&post) {
+            // Set first, then look again: a doorbell in between either sees it or has made room.
+            self.starved.store(true, Ordering::SeqCst);
+            if !self.has_room(&post) {
+                return None;
+            }
+        }
+        post.reserved += 1;
+        Some(Permit { queue: self })
+    }
+
+    fn has_room(&self, post: &PostState) -> bool {
+        let head = self.head.load(Ordering::SeqCst);
+        let used = (self.tail() + self.entries - head) % self.entries;
+        used + post.reserved < self.entries - 1
+    }
+
+    /// The host has consumed entries up to `head`.
+    pub(crate) fn ring(&self, head: u32) -> Result<(), InvalidDoorbell> {
+        let consumed = head
+            .checked_add(self.entries)
+            .map(|h| (h - self.head()) % self.entries);
+        if head >= self.entries || consumed.is_none_or(|c| c > self.outstanding()) {
+            return Err(InvalidDoorbell);
+        }
+        self.head.store(head, Ordering::SeqCst);
+        self.wake_starved();
+        Ok(())
+    }
+
+    fn wake_starved(&self) {
+        if self.starved.swap(false, Ordering::SeqCst) {
+            for (_, wake) in self.waiters().iter() {
+                wake.notify();
+            }
+        }
+    }
+
+    /// Writes a completion into the slot that `permit` holds and returns where it was written.
+    ///
+    /// One write of 16 bytes: the phase tag is in its last two, and becomes visible last.
+    pub(crate) fn post(
+        &self,
+        dma: &Dma,
+        permit: Permit<'_>,
+        sq: &SubmissionQueue,
+        cid: U16,
+        result: u32,
+        status: Status,
+    ) -> Result<DmaRange, DmaError> {
+        let address;
+        {
+            let mut post = self.lock();
+            let tail = self.tail();
+            address = self.base + u64::from(tail) * 16;
+            let completion = Completion {
+                dw0: U32::new(result),
+                dw1: U32::new(0),
+                sqhd: U16::new((sq.head() & 0xffff) as u16),
+                sqid: U16::new(sq.id),
+                cid,
+                status_phase: Completion::pack_status(status, post.phase),
+            };
+            // The tail goes first: a host that is quick to ring the head doorbell must find it moved.
+            let next = (tail + 1) % self.entries;
+            self.tail.store(next, Ordering::Release);
+            if let Err(error) = dma.write(address, completion.as_bytes()) {
+                self.tail.store(tail, Ordering::Release);
+                return Err(error);
+            }
+            if next == 0 {
+                post.phase = !post.phase;
+            }
+        }
+        drop(permit);
+        Ok(DmaRange {
+            address,
+            length: 16,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_gives_no_permit_until_the_host_consumes() {
+        let cq = CompletionQueue::new(1, 0x1000, 4, Some(1));
+        let permits: Vec<_> = std::iter::from_fn(|| cq.reserve()).collect();
+        assert_eq!(permits.len(), 3);
+        drop(permits);
+        assert!(cq.reserve().is_some());
+    }
+
+    #[test]
+    fn doorbells_are_checked() {
+        let cq = Arc::new(CompletionQueue::new(1, 0x1000, 4, None));
+        assert_eq!(cq.ring(1), Err(InvalidDoorbell));
+        assert_eq!(cq.ring(4), Err(InvalidDoorbell));
+        assert_eq!(cq.ring(u32::MAX), Err(InvalidDoorbell));
+        assert_eq!(cq.ring(0), Ok(()));
+        let sq = SubmissionQueue::new(1, 0x2000, 8, cq, Arc::default());
+        assert_eq!(sq.ring(8), Err(InvalidDoorbell));
+        assert_eq!(sq.ring(7), Ok(()));
+        assert!(!sq.is_empty());
+    }
+}

@@ -1,0 +1,450 @@
+//! The register file: controller properties as the host reads and writes them (Base 3.1.3).
+//!
+//! It decides nothing that takes time: a write that needs work (enable, reset, shut down) leaves a request
+//! for the controller's thread in [`Pending`].
+
+use crate::cmb::Cmb;
+use crate::config::CmbConfig;
+use crate::spec::registers::{Aqa, Cap, Cc, CmbMsc, Csts, offset, shst};
+
+/// Largest queue, 0's based (CAP.MQES).
+pub(crate) const MAX_QUEUE_ENTRIES_Z: u16 = 1023;
+
+/// Version 2.0.
+pub(crate) const VERSION: u32 = 0x0002_0000;
+
+/// 5 s in units of 500 ms: how long a host waits for CSTS.RDY.
+const READY_TIMEOUT: u8 = 10;
+
+/// How a host may use a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// Name of a register that the file decodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Name {
+    Cap,
+    Vs,
+    Intms,
+    Intmc,
+    Cc,
+    Csts,
+    Aqa,
+    Asq,
+    Acq,
+    CmbLoc,
+    CmbSz,
+    CmbMsc,
+    CmbSts,
+    Crto,
+}
+
+pub(crate) struct Register {
+    pub(crate) name: Name,
+    pub(crate) offset: u64,
+    pub(crate) width: u64,
+    pub(crate) access: Use,
+}
+
+const fn register(name: Name, offset: u64, width: u64, access: Use) -> Register {
+    Register {
+        name,
+        offset,
+        width,
+        access,
+    }
+}
+
+/// Every register, in order of offset. What is not here reads as zero.
+pub(crate) const REGISTERS: &[Register] = &[
+    register(Name::Cap, offset::CAP, 8, Use::ReadOnly),
+    register(Name::Vs, offset::VS, 4, Use::ReadOnly),
+    register(Name::Intms, offset::INTMS, 4, Use::ReadWrite),
+    register(Name::Intmc, offset::INTMC, 4, Use::ReadWrite),
+    register(Name::Cc, offset::CC, 4, Use::ReadWrite),
+    register(Name::Csts, offset::CSTS, 4, Use::ReadWrite),
+    register(Name::Aqa, offset::AQA, 4, Use::ReadWrite),
+    register(Name::Asq, offset::ASQ, 8, Use::ReadWrite),
+    register(Name::Acq, offset::ACQ, 8, Use::ReadWrite),
+    register(Name::CmbLoc, offset::CMBLOC, 4, Use::ReadOnly),
+    register(Name::CmbSz, offset::CMBSZ, 4, Use::ReadOnly),
+    register(Name::CmbMsc, offset::CMBMSC, 8, Use::ReadWrite),
+    register(Name::CmbSts, offset::CMBSTS, 4, Use::ReadOnly),
+    register(Name::Crto, offset::CRTO, 4, Use::ReadOnly),
+];
+
+/// What the controller's thread has to do, in this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pending {
+    /// CC.EN went from 1 to 0.
+    pub(crate) reset: bool,
+    /// CC.EN went from 0 to 1.
+    pub(crate) enable: bool,
+    /// CC.SHN asked for a shutdown.
+    pub(crate) shutdown: bool,
+}
+
+/// What a write asks of its caller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Effect {
+    /// Wake the controller's thread.
+    pub(crate) wake: bool,
+    /// The interrupt mask changed.
+    pub(crate) interrupts: bool,
+    /// CMBMSC changed.
+    pub(crate) cmb: bool,
+}
+
+/// The state of the registers.
+#[derive(Debug)]
+pub(crate) struct Registers {
+    cmb: Option<CmbConfig>,
+    pub(crate) cc: Cc,
+    pub(crate) csts: Csts,
+    pub(crate) aqa: u32,
+    pub(crate) asq: u64,
+    pub(crate) acq: u64,
+    pub(crate) interrupt_mask: u32,
+    pub(crate) cmbmsc: CmbMsc,
+    pub(crate) cmb_base_invalid: bool,
+    pub(crate) pending: Pending,
+}
+
+impl Registers {
+    pub(crate) fn new(cmb: Option<CmbConfig>) -> Self {
+        Self {
+            cmb,
+            cc: Cc::new(),
+            csts: Csts::new(),
+            aqa: 0,
+            asq: 0,
+            acq: 0,
+            interrupt_mask: 0,
+            cmbmsc: CmbMsc::new(),
+            cmb_base_invalid: false,
+            pending: Pending::default(),
+        }
+    }
+
+    /// All registers as after power on.
+    pub(crate) fn reset_all(&mut self) {
+        *self = Self::new(self.cmb);
+    }
+
+    /// What CC.EN from 1 to 0 resets: not AQA, ASQ, ACQ and CMBMSC (Base 3.7.2).
+    pub(crate) fn controller_reset(&mut self) {
+        self.csts = Csts::new();
+        self.interrupt_mask = 0;
+    }
+
+    fn cap(&self) -> Cap {
+        Cap::new()
+            .with_mqes_z(MAX_QUEUE_ENTRIES_Z)
+            .with_cqr(true)
+            .with_to(READY_TIMEOUT)
+            .with_css(1)
+            .with_cmbs(self.cmb.is_some())
+            .with_crwms(true)
+    }
+
+    pub(crate) fn value(&self, name: Name) -> u64 {
+        let cmb = self.cmb.as_ref().filter(|_| self.cmbmsc.cre());
+        match name {
+            Name::Cap => self.cap().into_bits(),
+            Name::Vs => VERSION.into(),
+            Name::Intms | Name::Intmc => self.interrupt_mask.into(),
+            Name::Cc => self.cc.into_bits().into(),
+            Name::Csts => self.csts.into_bits().into(),
+            Name::Aqa => self.aqa.into(),
+            Name::Asq => self.asq,
+            Name::Acq => self.acq,
+            Name::CmbLoc => cmb.map_or(0, |_| Cmb::location().into_bits().into()),
+            Name::CmbSz => cmb.map_or(0, |c| Cmb::size_register(c).into_bits().into()),
+            Name::CmbMsc => self.cmbmsc.into_bits(),
+            Name::CmbSts => self.cmb_base_invalid.into(),
+            Name::Crto => READY_TIMEOUT.into(),
+        }
+    }
+
+    /// Fills `data` with the bytes at `at`, whatever its length and alignment.
+    pub(crate) fn read(&self, at: u64, data: &mut [u8]) {
+        data.fill(0);
+        for register in REGISTERS {
+            let value = self.value(register.name).to_le_bytes();
+            for (i, byte) in value.iter().enumerate().take(register.width as usize) {
+                let position = (register.offset + i as u64).checked_sub(at);
+                let slot = position.and_then(|p| data.get_mut(usize::try_from(p).ok()?));
+                if let Some(slot) = slot {
+                    *slot = *byte;
+                }
+            }
+        }
+    }
+
+    /// Takes a write. Hosts use aligned 4 or 8 bytes (Base 3.1.3); everything else is ignored.
+    pub(crate) fn write(&mut self, at: u64, data: &[u8]) -> Effect {
+        let (at, value, width) = match (data, at % 4) {
+            (&[a, b, c, d], 0) => (at, u64::from(u32::from_le_bytes([a, b, c, d])), 4),
+            (&[a, b, c, d, e, f, g, h], 0) => (at, u64::from_le_bytes([a, b, c, d, e, f, g, h]), 8),
+            _ => {
+                tracing::warn!(
+                    offset = at,
+                    length = data.len(),
+                    "register write of a bad shape"
+                );
+                return Effect::default();
+            }
+        };
+        let mut effect = Effect::default();
+        for register in REGISTERS {
+            if register.access == Use::ReadOnly {
+                continue;
+            }
+            let Some((value, mask)) = overlay(register, at, value, width) else {
+                continue;
+            };
+            let value = (self.value(register.name) & !mask) | value;
+            self.write_register(register.name, value, &mut effect);
+        }
+        effect
+    }
+
+    fn write_register(&mut self, name: Name, value: u64, effect: &mut Effect) {
+        let low = (value & 0xffff_ffff) as u32;
+        match name {
+            Name::Intms => {
+                self.interrupt_mask |= low;
+                effect.interrupts = true;
+            }
+            Name::Intmc => {
+                self.interrupt_mask &= !low;
+                effect.interrupts = true;
+            }
+            Name::Cc => self.write_cc(Cc::from_bits(low), effect),
+            // CSTS.NSSRO alone is write-1-to-clear, and is never set.
+            Name::Csts => {}
+            Name::Aqa => self.aqa = low & 0x0fff_0fff,
+            Name::Asq => self.asq = value & !0xfff,
+            Name::Acq => self.acq = value & !0xfff,
+            Name::CmbMsc if self.cmb.is_some() => {
+                self.cmbmsc = CmbMsc::from_bits(value & !0xffc);
+                effect.cmb = true;
+            }
+            _ => {}
+        }
+    }
+
+    fn write_cc(&mut self, new: Cc, effect: &mut Effect) {
+        let old = std::mem::replace(&mut self.cc, new);
+        if old.en() && !new.en() {
+            self.pending = Pending {
+                reset: true,
+                ..Pending::default()
+            };
+            effect.wake = true;
+        }
+        if !old.en() && new.en() {
+            self.pending.enable = true;
+            effect.wake = true;
+        }
+        if new.shn() != 0 && old.shn() == 0 {
+            self.csts.set_shst(shst::OCCURRING);
+            self.pending.shutdown = true;
+            effect.wake = true;
+        }
+    }
+
+    pub(crate) fn aqa(&self) -> Aqa {
+        Aqa::from_bits(self.aqa)
+    }
+
+    /// Why the controller cannot be enabled as configured, if it cannot.
+    pub(crate) fn bad_configuration(&self) -> Option<&'static str> {
+        let (cc, aqa) = (self.cc, self.aqa());
+        let checks = [
+            (
+                cc.css() != 0,
+                "CC.CSS selects a command set that is not the NVM command set",
+            ),
+            (cc.mps() != 0, "CC.MPS selects a page size other than 4 KiB"),
+            (
+                cc.ams() != 0,
+                "CC.AMS selects an arbitration other than round robin",
+            ),
+            (
+                aqa.asqs_z() == 0 || aqa.acqs_z() == 0,
+                "AQA gives a queue of one entry",
+            ),
+            // Nothing prevents a host from memory at address 0, but a queue there is a forgotten write.
+            (self.asq == 0 || self.acq == 0, "ASQ or ACQ is not set"),
+            (cc.crime(), "CC.CRIME is set without CAP.CRMS.CRIMS"),
+        ];
+        checks.iter().find(|(bad, _)| *bad).map(|(_, why)| *why)
+    }
+}
+
+/// The part of a write of `width` bytes at `at` that meets `register`, and the mask of its bits.
+fn overlay(register: &Register, at: u64, value: u64, width: u64) -> Option<(u64, u64)> {
+    let mask = if width == 8 { u64::MAX } else { 0xffff_ffff };
+    let whole = if register.width == 8 {
+        u64::MAX
+    } else {
+        0xffff_ffff
+    };
+    if at >= register.offset {
+        let shift = at - register.offset;
+        (shift < register.width).then(|| {
+            (
+                (value << (8 * shift)) & whole,
+                (mask << (8 * shift)) & whole,
+            )
+        })
+    } else {
+        let shift = register.offset - at;
+        (shift < width).then(|| {
+            (
+                (value >> (8 * shift)) & whole,
+                (mask >> (8 * shift)) & whole,
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use p2plab_pcie::CpuAccess;
+    use proptest::prelude::*;
+
+    fn registers() -> Registers {
+        Registers::new(Some(CmbConfig {
+            size: 64 << 20,
+            cpu_access: CpuAccess::Trapped,
+            sqs: true,
+        }))
+    }
+
+    fn read32(registers: &Registers, at: u64) -> u32 {
+        let mut data = [0; 4];
+        registers.read(at, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    #[test]
+    fn the_table_is_in_order_and_does_not_overlap() {
+        for pair in REGISTERS.windows(2) {
+            assert!(pair[0].offset + pair[0].width <= pair[1].offset);
+        }
+    }
+
+    #[test]
+    fn wide_registers_take_halves_in_any_order() {
+        let mut r = registers();
+        r.write(offset::ASQ + 4, &0x12u32.to_le_bytes());
+        r.write(offset::ASQ, &0x3456_7fffu32.to_le_bytes());
+        assert_eq!(r.asq, 0x12_3456_7000);
+        r.write(offset::ACQ, &0x9_8765_4000u64.to_le_bytes());
+        assert_eq!(r.acq, 0x9_8765_4000);
+        assert_eq!(read32(&r, offset::ACQ + 4), 9);
+    }
+
+    #[test]
+    fn the_cmb_is_hidden_until_cre() {
+        let mut r = registers();
+        let mut cap = [0; 8];
+        r.read(offset::CAP, &mut cap);
+        assert!(Cap::from_bits(u64::from_le_bytes(cap)).cmbs());
+        assert_eq!(
+            (read32(&r, offset::CMBLOC), read32(&r, offset::CMBSZ)),
+            (0, 0)
+        );
+        assert!(r.write(offset::CMBMSC, &1u32.to_le_bytes()).cmb);
+        assert_eq!(read32(&r, offset::CMBLOC) & 7, 4);
+        assert_ne!(read32(&r, offset::CMBSZ), 0);
+    }
+
+    #[test]
+    fn masks_set_and_clear() {
+        let mut r = registers();
+        assert!(r.write(offset::INTMS, &5u32.to_le_bytes()).interrupts);
+        assert_eq!(read32(&r, offset::INTMC), 5);
+        r.write(offset::INTMC, &1u32.to_le_bytes());
+        assert_eq!(read32(&r, offset::INTMS), 4);
+    }
+
+    #[test]
+    fn enable_and_disable_before_the_thread_ran_leave_a_reset() {
+        let mut r = registers();
+        r.write(offset::CC, &1u32.to_le_bytes());
+        assert_eq!(
+            r.pending,
+            Pending {
+                enable: true,
+                ..Pending::default()
+            }
+        );
+        r.write(offset::CC, &0u32.to_le_bytes());
+        assert_eq!(
+            r.pending,
+            Pending {
+                reset: true,
+                ..Pending::default()
+            }
+        );
+        r.write(offset::CC, &1u32.to_le_bytes());
+        assert_eq!(
+            r.pending,
+            Pending {
+                reset: true,
+                enable: true,
+                shutdown: false
+            }
+        );
+    }
+
+    #[test]
+    fn a_shutdown_is_occurring_at_once() {
+        let mut r = registers();
+        r.write(offset::CC, &Cc::new().with_shn(1).into_bits().to_le_bytes());
+        assert_eq!(r.csts.shst(), shst::OCCURRING);
+        assert!(r.pending.shutdown);
+    }
+
+    #[test]
+    fn bad_configurations_are_named() {
+        let mut r = registers();
+        (r.aqa, r.asq, r.acq) = (0x001f_001f, 0x1000, 0x2000);
+        assert_eq!(r.bad_configuration(), None);
+        r.cc.set_mps(1);
+        assert!(
+            r.bad_configuration()
+                .is_some_and(|why| why.contains("page size"))
+        );
+        r.cc.set_mps(0);
+        r.aqa = 0x001f_0000;
+        assert!(r.bad_configuration().is_some_and(|why| why.contains("AQA")));
+    }
+
+    proptest! {
+        #[test]
+        fn any_access_is_harmless(
+            at in 0u64..0x1100,
+            data in prop::collection::vec(any::<u8>(), 0..70),
+            length in 0usize..70,
+        ) {
+            let mut r = registers();
+            let _ = r.write(at, &data);
+            let mut out = vec![0xaa; length];
+            r.read(at, &mut out);
+            // A read in pieces sees what a read as a whole sees.
+            for (i, byte) in out.iter().enumerate() {
+                let mut one = [0xaa];
+                r.read(at + i as u64, &mut one);
+                prop_assert_eq!(one[0], *byte);
+            }
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Submission queue entries (Base 3.3.3.1) and the command dwords that the controller decodes.
+
+use bitfield_struct::bitfield;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// A submission queue entry with PRPs.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Command {
+    /// Opcode.
+    pub opcode: u8,
+    /// FUSE in bits 1:0, PSDT in bits 7:6.
+    pub flags: u8,
+    /// Command Identifier.
+    pub cid: U16,
+    /// Namespace Identifier.
+    pub nsid: U32,
+    /// Command dword 2.
+    pub cdw2: U32,
+    /// Command dword 3.
+    pub cdw3: U32,
+    /// Metadata Pointer.
+    pub mptr: U64,
+    /// PRP Entry 1.
+    pub prp1: U64,
+    /// PRP Entry 2.
+    pub prp2: U64,
+    /// Command dword 10.
+    pub cdw10: U32,
+    /// Command dword 11.
+    pub cdw11: U32,
+    /// Command dword 12.
+    pub cdw12: U32,
+    /// Command dword 13.
+    pub cdw13: U32,
+    /// Command dword 14.
+    pub cdw14: U32,
+    /// Command dword 15.
+    pub cdw15: U32,
+}
+
+const _: () = assert!(size_of::<Command>() == 64);
+
+impl Command {
+    /// Dwords 10 and 11 as one number: the starting LBA of I/O commands.
+    pub fn slba(&self) -> u64 {
+        u64::from(self.cdw10.get()) | (u64::from(self.cdw11.get()) << 32)
+    }
+}
+
+/// NSID that addresses all namespaces.
+pub const NSID_ALL: u32 = 0xffff_ffff;
+
+/// Admin opcodes (Base 5).
+pub mod admin {
+    #![allow(missing_docs, reason = "the names are the specification's")]
+    pub const DELETE_IO_SQ: u8 = 0x00;
+    pub const CREATE_IO_SQ: u8 = 0x01;
+    pub const GET_LOG_PAGE: u8 = 0x02;
+    pub const DELETE_IO_CQ: u8 = 0x04;
+    pub const CREATE_IO_CQ: u8 = 0x05;
+    pub const IDENTIFY: u8 = 0x06;
+    pub const ABORT: u8 = 0x08;
+    pub const SET_FEATURES: u8 = 0x09;
+    pub const GET_FEATURES: u8 = 0x0a;
+    pub const ASYNC_EVENT_REQUEST: u8 = 0x0c;
+}
+
+/// I/O opcodes (NVM 3.2).
+pub mod io {
+    #![allow(missing_docs, reason = "the names are the specification's")]
+    pub const FLUSH: u8 = 0x00;
+    pub const WRITE: u8 = 0x01;
+    pub const READ: u8 = 0x02;
+    pub const WRITE_ZEROES: u8 = 0x08;
+    pub const DATASET_MANAGEMENT: u8 = 0x09;
+}
+
+/// Feature identifiers (Base 5.27.1, NVM 4.1.3).
+pub mod feature {
+    #![allow(missing_docs, reason = "the names are the specification's")]
+    pub const ARBITRATION: u8 = 0x01;
+    pub const POWER_MANAGEMENT: u8 = 0x02;
+    pub const TEMPERATURE_THRESHOLD: u8 = 0x04;
+    pub const ERROR_RECOVERY: u8 = 0x05;
+    pub const VOLATILE_WRITE_CACHE: u8 = 0x06;
+    pub const NUMBER_OF_QUEUES: u8 = 0x07;
+    pub const INTERRUPT_COALESCING: u8 = 0x08;
+    pub const INTERRUPT_VECTOR_CONFIG: u8 = 0x09;
+    pub const WRITE_ATOMICITY: u8 = 0x0a;
+    pub const ASYNC_EVENT_CONFIG: u8 = 0x0b;
+}
+
+/// CNS values of Identify (Base 5.17.1).
+pub mod cns {
+    #![allow(missing_docs, reason = "the names are the specification's")]
+    pub const NAMESPACE: u8 = 0x00;
+    pub const CONTROLLER: u8 = 0x01;
+    pub const ACTIVE_NAMESPACES: u8 = 0x02;
+    pub const NAMESPACE_DESCRIPTORS: u8 = 0x03;
+    pub const NAMESPACE_CSI: u8 = 0x05;
+    pub const CONTROLLER_CSI: u8 = 0x06;
+    pub const ACTIVE_NAMESPACES_CSI: u8 = 0x07;
+    pub const NAMESPACE_INDEPENDENT: u8 = 0x08;
+}
+
+/// Dword 10 of Create I/O Submission Queue and Create I/O Completion Queue (Base 5.4, 5.5).
+#[bitfield(u32)]
+pub struct CreateQueueCdw10 {
+    /// Queue Identifier.
+    pub qid: u16,
+    /// Queue Size.
+    pub qsize_z: u16,
+}
+
+/// Dword 11 of Create I/O Completion Queue (Base 5.4).
+#[bitfield(u32)]
+pub struct CreateCqCdw11 {
+    /// Physically Contiguous.
+    pub pc: bool,
+    /// Interrupts Enabled.
+    pub ien: bool,
+    #[bits(14)]
+    _reserved: u16,
+    /// Interrupt Vector.
+    pub iv: u16,
+}
+
+/// Dword 11 of Create I/O Submission Queue (Base 5.5).
+#[bitfield(u32)]
+pub struct CreateSqCdw11 {
+    /// Physically Contiguous.
+    pub pc: bool,
+    /// Queue Priority.
+    #[bits(2)]
+    pub qprio: u8,
+    #[bits(13)]
+    _reserved: u16,
+    /// Completion Queue Identifier.
+    pub cqid: u16,
+}
+
+/// Dword 10 of Get Log Page (Base 5.16).
+#[bitfield(u32)]
+pub struct GetLogPageCdw10 {
+    /// Log Page Identifier.
+    pub lid: u8,
+    /// Log Specific Parameter.
+    #[bits(7)]
+    pub lsp: u8,
+    /// Retain Asynchronous Event.
+    pub rae: bool,
+    /// Number of Dwords, lower 16 bits.
+    pub numdl_z: u16,
+}
+
+/// Dword 10 of Get Features (Base 5.15).
+#[bitfield(u32)]
+pub struct GetFeaturesCdw10 {
+    /// Feature Identifier.
+    pub fid: u8,
+    /// Select: 0 current, 1 default, 2 saved, 3 supported capabilities.
+    #[bits(3)]
+    pub sel: u8,
+    #[bits(21)]
+    _reserved: u32,
+}
+
+/// Dword 10 of Set Features (Base 5.27).
+#[bitfield(u32)]
+pub struct SetFeaturesCdw10 {
+    /// Feature Identifier.
+    pub fid: u8,
+    #[bits(23)]
+    _reserved: u32,
+    /// Save.
+    pub sv: bool,
+}
+
+/// Dword 12 of Read, Write and Write Zeroes (NVM 3.2.4, 3.2.6, 3.2.8).
+#[bitfield(u32)]
+pub struct ReadWriteCdw12 {
+    /// Number of Logical Blocks.
+    pub nlb_z: u16,
+    #[bits(9)]
+    _reserved: u16,
+    /// Deallocate (Write Zeroes).
+    pub deac: bool,
+    /// Protection Information.
+    #[bits(4)]
+    pub prinfo: u8,
+    /// Force Unit Access.
+    pub fua: bool,
+    /// Limited Retry.
+    pub lr: bool,
+}
+
+/// One range of Dataset Management (NVM 3.2.3).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct DatasetRange {
+    /// Context Attributes.
+    pub cattr: U32,
+    /// Length in logical blocks.
+    pub nlb: U32,
+    /// Starting LBA.
+    pub slba: U64,
+}
+
+const _: () = assert!(size_of::<DatasetRange>() == 16);

@@ -1,0 +1,88 @@
+//! Completion status (Base 3.3.3.2.1, NVM 3.1).
+
+use std::fmt;
+
+/// Status Code, Status Code Type and the two flags of a completion, without the phase tag:
+/// SC in bits 7:0, SCT in 10:8, More in 13, Do Not Retry in 14.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Status(pub u16);
+
+impl Status {
+    /// Successful Completion.
+    pub const SUCCESS: Self = Self(0x000);
+    /// Invalid Command Opcode.
+    pub const INVALID_OPCODE: Self = Self(0x001).dnr();
+    /// Invalid Field in Command.
+    pub const INVALID_FIELD: Self = Self(0x002).dnr();
+    /// Data Transfer Error: the host memory or peer could not be reached.
+    pub const DATA_TRANSFER_ERROR: Self = Self(0x004);
+    /// Internal Error.
+    pub const INTERNAL_ERROR: Self = Self(0x006);
+    /// Command Abort Requested.
+    pub const ABORT_REQUESTED: Self = Self(0x007);
+    /// Invalid Namespace or Format.
+    pub const INVALID_NAMESPACE: Self = Self(0x00b).dnr();
+    /// Command Sequence Error.
+    pub const COMMAND_SEQUENCE_ERROR: Self = Self(0x00c).dnr();
+    /// Invalid Use of Controller Memory Buffer.
+    pub const INVALID_USE_OF_CMB: Self = Self(0x012).dnr();
+    /// PRP Offset Invalid.
+    pub const PRP_OFFSET_INVALID: Self = Self(0x013).dnr();
+    /// Namespace is Write Protected.
+    pub const WRITE_PROTECTED: Self = Self(0x020).dnr();
+    /// LBA Out of Range.
+    pub const LBA_OUT_OF_RANGE: Self = Self(0x080).dnr();
+    /// Completion Queue Invalid.
+    pub const COMPLETION_QUEUE_INVALID: Self = Self(0x100).dnr();
+    /// Invalid Queue Identifier.
+    pub const INVALID_QUEUE_IDENTIFIER: Self = Self(0x101).dnr();
+    /// Invalid Queue Size.
+    pub const INVALID_QUEUE_SIZE: Self = Self(0x102).dnr();
+    /// Asynchronous Event Request Limit Exceeded.
+    pub const ASYNC_EVENT_LIMIT_EXCEEDED: Self = Self(0x105).dnr();
+    /// Invalid Interrupt Vector.
+    pub const INVALID_INTERRUPT_VECTOR: Self = Self(0x108).dnr();
+    /// Invalid Log Page.
+    pub const INVALID_LOG_PAGE: Self = Self(0x109).dnr();
+    /// Invalid Queue Deletion.
+    pub const INVALID_QUEUE_DELETION: Self = Self(0x10c).dnr();
+    /// Feature Identifier Not Saveable.
+    pub const FEATURE_NOT_SAVEABLE: Self = Self(0x10d).dnr();
+    /// Feature Not Changeable.
+    pub const FEATURE_NOT_CHANGEABLE: Self = Self(0x10e).dnr();
+    /// Write Fault.
+    pub const WRITE_FAULT: Self = Self(0x280);
+    /// Unrecovered Read Error.
+    pub const UNRECOVERED_READ_ERROR: Self = Self(0x281);
+
+    /// The same with Do Not Retry set.
+    pub const fn dnr(self) -> Self {
+        Self(self.0 | 0x4000)
+    }
+
+    /// The same with More set: the Error Information log page has an entry.
+    pub const fn more(self) -> Self {
+        Self(self.0 | 0x2000)
+    }
+
+    /// Status Code Type and Status Code, without flags.
+    pub const fn code(self) -> u16 {
+        self.0 & 0x7ff
+    }
+
+    /// Whether the command succeeded.
+    pub const fn is_success(self) -> bool {
+        self.code() == 0
+    }
+}
+
+impl fmt::Debug for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Status({:#05x}{})",
+            self.code(),
+            if self.0 & 0x4000 == 0 { "" } else { " DNR" }
+        )
+    }
+}

@@ -1,0 +1,126 @@
+//! A record of the commands executed, for tests that compute the traffic which those commands must cause.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use p2plab_pcie::DmaRange;
+
+use crate::cmb::Place;
+use crate::dma::Dma;
+use crate::locks::lock;
+use crate::prp::Transfer;
+use crate::spec::command::Command;
+use crate::spec::status::Status;
+
+/// Commands that a trace holds before it stops recording.
+pub const TRACE_CAPACITY: usize = 1 << 20;
+
+/// A range of memory that the controller read or wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceRange {
+    /// First bus address.
+    pub address: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// In the controller's own CMB: no transaction left the controller.
+    pub internal: bool,
+}
+
+/// One executed command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceEntry {
+    /// Submission queue; 0 is the admin queue.
+    pub queue: u16,
+    /// Opcode.
+    pub opcode: u8,
+    /// Namespace.
+    pub nsid: u32,
+    /// Command dwords 10 and 11: the first block of Read, Write and Write Zeroes.
+    pub slba: u64,
+    /// Number of blocks of Read, Write and Write Zeroes, else 0.
+    pub blocks: u32,
+    /// The read of the command itself.
+    pub fetch: TraceRange,
+    /// Reads of PRP lists, in order.
+    pub lists: Vec<TraceRange>,
+    /// Memory of the data, in order; empty if the command failed before the data's place was known.
+    pub data: Vec<TraceRange>,
+    /// The write of the completion. An Asynchronous Event Request, completed later, has none (length 0).
+    pub completion: TraceRange,
+    /// Status as in [`Status`]. Data has moved if it is 0.
+    pub status: u16,
+}
+
+/// The commands recorded since the trace was enabled or last taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TraceLog {
+    /// In order of completion for each queue.
+    pub entries: Vec<TraceEntry>,
+    /// Commands that found the trace full and are missing.
+    pub lost: u64,
+}
+
+/// The sink; off until enabled.
+#[derive(Debug, Default)]
+pub struct Trace {
+    enabled: AtomicBool,
+    log: Mutex<TraceLog>,
+}
+
+impl Trace {
+    /// Starts or stops recording.
+    pub fn enable(&self, on: bool) {
+        self.enabled.store(on, Ordering::Release);
+    }
+
+    /// Takes what was recorded.
+    pub fn take(&self) -> TraceLog {
+        std::mem::take(&mut *lock(&self.log))
+    }
+
+    pub(crate) fn record(
+        &self,
+        dma: &Dma,
+        queue: u16,
+        command: &Command,
+        fetch: DmaRange,
+        transfer: &Transfer,
+        done: Option<(DmaRange, Status)>,
+    ) {
+        if !self.enabled.load(Ordering::Acquire) {
+            return;
+        }
+        let mark = |range: &DmaRange| TraceRange {
+            address: range.address,
+            length: range.length,
+            internal: matches!(dma.place(*range), Place::Cmb(_)),
+        };
+        let blocks = match (queue, command.opcode) {
+            (1.., 0x01 | 0x02 | 0x08) => (command.cdw12.get() & 0xffff) + 1,
+            _ => 0,
+        };
+        let none = DmaRange {
+            address: 0,
+            length: 0,
+        };
+        let (completion, status) = done.unwrap_or((none, Status::SUCCESS));
+        let entry = TraceEntry {
+            queue,
+            opcode: command.opcode,
+            nsid: command.nsid.get(),
+            slba: command.slba(),
+            blocks,
+            fetch: mark(&fetch),
+            lists: transfer.lists.iter().map(mark).collect(),
+            data: transfer.ranges.iter().map(mark).collect(),
+            completion: mark(&completion),
+            status: status.0,
+        };
+        let mut log = lock(&self.log);
+        if log.entries.len() < TRACE_CAPACITY {
+            log.entries.push(entry);
+        } else {
+            log.lost += 1;
+        }
+    }
+}
