@@ -32,7 +32,7 @@ pub(super) enum Subject {
 pub(super) struct Finding {
     pub(super) subject: Subject,
     pub(super) field: &'static str,
-    pub(super) fault: TopologyFault,
+    pub(super) fault: Box<TopologyFault>,
 }
 
 type Checked = Result<(), Finding>;
@@ -42,7 +42,7 @@ impl Subject {
         Finding {
             subject: self,
             field,
-            fault,
+            fault: fault.into(),
         }
     }
 

@@ -11,7 +11,7 @@ pub struct TopologyError {
     /// Where in which file; `None` for a topology built in Rust.
     pub place: Option<Place>,
     /// What is wrong.
-    pub fault: TopologyFault,
+    pub fault: Box<TopologyFault>,
 }
 
 impl fmt::Display for TopologyError {

@@ -117,7 +117,10 @@ fn refuse(
         problem: problem.to_owned(),
         mend: mend.to_owned(),
     };
-    TopologyError { place: None, fault }
+    TopologyError {
+        place: None,
+        fault: fault.into(),
+    }
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ const DEVICES: &[&str] = &["nvme"];
 const MAX_FILE: u64 = sizes::MIB;
 
 /// A fault and the bytes of the text it lies in.
-type Fault = (Range<usize>, TopologyFault);
+type Fault = (Range<usize>, Box<TopologyFault>);
 type Read<T> = Result<T, Fault>;
 type Value<'a> = Spanned<DeValue<'a>>;
 
@@ -64,7 +64,7 @@ impl Topology {
                 file: file.to_owned(),
                 position: None,
             }),
-            fault: TopologyFault::Unreadable(error),
+            fault: TopologyFault::Unreadable(error).into(),
         };
         let size = file.metadata().map_err(unreadable)?.len();
         if size > MAX_FILE {
@@ -128,7 +128,7 @@ impl Reader {
             let message = error.message().lines().collect::<Vec<_>>().join(", ");
             (
                 error.span().unwrap_or_default(),
-                TopologyFault::Syntax(message),
+                TopologyFault::Syntax(message).into(),
             )
         })?;
         let top = Fields::new("a topology", 0..0, table.get_ref(), TOP)?;
@@ -209,7 +209,7 @@ impl Reader {
                     field: "create",
                     needs: "file",
                 };
-                return Err((fields.span("create"), fault));
+                return Err((fields.span("create"), fault.into()));
             }
             None => Backing::Memory,
         };
@@ -292,7 +292,8 @@ impl<'a> Fields<'a> {
                     context,
                     field,
                     hint,
-                },
+                }
+                .into(),
             ));
         }
         Ok(Self {
@@ -352,7 +353,7 @@ impl<'a> Fields<'a> {
             field,
             example,
         };
-        (self.span.clone(), fault)
+        (self.span.clone(), fault.into())
     }
 
     fn text(&self, field: &'static str, example: &'static str) -> Read<String> {
@@ -379,7 +380,7 @@ impl<'a> Fields<'a> {
         let hint = hint(&word, "value", valid);
         Err((
             self.span(field),
-            TopologyFault::UnknownWord { field, word, hint },
+            TopologyFault::UnknownWord { field, word, hint }.into(),
         ))
     }
 
@@ -406,7 +407,7 @@ impl<'a> Fields<'a> {
     fn size(&self, field: &'static str) -> Read<Option<u64>> {
         let size = |value: &Value<'_>| match value.get_ref() {
             DeValue::String(text) => sizes::parse(text)
-                .map_err(|error| (value.span(), TopologyFault::BadSize { field, error })),
+                .map_err(|error| (value.span(), TopologyFault::BadSize { field, error }.into())),
             _ => integer(value).ok_or_else(|| {
                 wrong_type(
                     field,
@@ -442,7 +443,7 @@ impl<'a> Fields<'a> {
                 wanted: "one or more tables, each headed by its name in double brackets",
                 found: wanted_found(value, wanted),
             };
-            (value.span(), fault)
+            (value.span(), fault.into())
         })?;
         Ok(array.iter().collect())
     }
@@ -477,5 +478,5 @@ fn wrong_type(field: &str, wanted: &'static str, value: &Value<'_>) -> Fault {
             other => other.type_str(),
         },
     };
-    (value.span(), fault)
+    (value.span(), fault.into())
 }

@@ -173,16 +173,16 @@ fn limits_hold() {
     };
     assert!(builder(32).build().is_ok());
     assert!(matches!(
-        builder(33).build().unwrap_err().fault,
+        *builder(33).build().unwrap_err().fault,
         TopologyFault::BadCount { .. }
     ));
     assert!(matches!(
-        builder(0).build().unwrap_err().fault,
+        *builder(0).build().unwrap_err().fault,
         TopologyFault::BadCount { .. }
     ));
     let wide = builder(32).window(64 * GIB).build().unwrap_err().fault;
     assert!(
-        matches!(wide, TopologyFault::WindowsTooLarge { .. }),
+        matches!(*wide, TopologyFault::WindowsTooLarge { .. }),
         "{wide}"
     );
     let mut deep = builder(1);
@@ -191,7 +191,7 @@ fn limits_hold() {
     }
     let deep = deep.build().unwrap_err().fault;
     assert!(
-        matches!(deep, TopologyFault::TooDeep { depth: 5, .. }),
+        matches!(*deep, TopologyFault::TooDeep { depth: 5, .. }),
         "{deep}"
     );
     assert!(Topology::builder("t").build().is_err());
