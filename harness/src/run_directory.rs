@@ -56,13 +56,15 @@ pub struct RunDirectory {
 impl RunDirectory {
     /// `base/name`, emptied of an earlier run's files; for tests, whose runs have names.
     ///
-    /// If another process is running under that name, this one gets `name-PID`.
+    /// If another run is alive under that name, this one gets `name-PID-NUMBER`.
     pub fn named(base: &Path, name: &str) -> Result<Self, RunDirectoryError> {
-        let taken = |directory: &Path| is_alive(directory).then_some(());
-        let mut path = base.join(name);
-        if taken(&path).is_some() {
-            path = base.join(format!("{name}-{}", std::process::id()));
-        }
+        // Two labs of one test, or the same test in two processes, run side by side.
+        let others = (1_u32..).map(|n| format!("{name}-{}-{n}", std::process::id()));
+        let names = std::iter::once(name.to_owned()).chain(others);
+        let mut paths = names.map(|name| base.join(name));
+        let path = paths
+            .find(|path| !is_alive(path))
+            .unwrap_or_else(|| base.join(name));
         for marker in MARKERS.iter().chain(&FILES) {
             remove(&path.join(marker))?;
         }
@@ -321,7 +323,9 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let first = RunDirectory::named(base.path(), "test").unwrap();
         let second = RunDirectory::named(base.path(), "test").unwrap();
+        let third = RunDirectory::named(base.path(), "test").unwrap();
         assert_ne!(first.path(), second.path());
+        assert_ne!(third.path(), second.path());
         first.write_counters("{}").unwrap();
         drop(first);
         let third = RunDirectory::named(base.path(), "test").unwrap();

@@ -14,8 +14,12 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use serde_json::{Value, json};
 
 use super::qmp::{Events, Qmp, QmpError};
@@ -24,6 +28,9 @@ use crate::wait::{self, Deadline};
 /// `mapped-ram` gives every page a fixed place in the file, which makes it sparse and fast to read;
 /// `events` announces the end, so that nobody polls.
 const CAPABILITIES: [&str; 2] = ["events", "mapped-ram"];
+
+/// The end of an unfinished image's name, which is `IMAGE.PID-NUMBER.partial`.
+const PARTIAL: &str = ".partial";
 
 /// Why a base image could not be saved or restored.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +57,11 @@ pub enum SnapshotError {
 pub fn save(qmp: &Qmp, path: &Path) -> Result<(), SnapshotError> {
     let deadline = Deadline::new("the base image to be written", wait::SNAPSHOT_SAVE);
     // Same folder, so that the rename is atomic; own name, so that two savers do not meet.
+    static SAVES: AtomicU64 = AtomicU64::new(0);
+    sweep(path);
+    let number = SAVES.fetch_add(1, Ordering::Relaxed);
     let mut partial = path.as_os_str().to_owned();
-    partial.push(format!(".{}.partial", std::process::id()));
+    partial.push(format!(".{}-{number}{PARTIAL}", std::process::id()));
     let partial = PathBuf::from(partial);
     let written = write(qmp, &partial, &deadline).and_then(|()| {
         let settled = File::open(&partial).and_then(|file| file.sync_all());
@@ -66,6 +76,32 @@ pub fn save(qmp: &Qmp, path: &Path) -> Result<(), SnapshotError> {
         let _ = fs::remove_file(&partial);
     }
     written
+}
+
+/// Removes what savers of the same image left behind when they were killed.
+fn sweep(path: &Path) {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return;
+    };
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let file = entry.file_name();
+        let rest = file.as_bytes().strip_prefix(name.as_bytes());
+        let saver = rest.and_then(|rest| {
+            let rest = str::from_utf8(rest).ok()?;
+            let (pid, _) = rest
+                .strip_prefix('.')?
+                .strip_suffix(PARTIAL)?
+                .split_once('-')?;
+            Pid::from_raw(pid.parse().ok()?)
+        });
+        // Only "no such process" means that it is gone; "not permitted" is somebody else's process.
+        if saver.is_some_and(|pid| test_kill_process(pid) == Err(Errno::SRCH)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn write(qmp: &Qmp, path: &Path, deadline: &Deadline) -> Result<(), SnapshotError> {
@@ -116,4 +152,38 @@ fn finish(qmp: &Qmp, mut events: Events, what: &str, deadline: &Deadline) -> Res
         what: what.to_owned(),
         reason: reason.to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_dead_savers_files_are_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("base.img");
+        let mut dead = std::process::Command::new("/bin/true").spawn().unwrap();
+        dead.wait().unwrap();
+        let name = |rest: &str| folder.path().join(format!("base.img{rest}"));
+        let swept = name(&format!(".{}-0.partial", dead.id()));
+        let kept = [
+            "",
+            ".x-0.partial",
+            &format!(".{}-0.partial", std::process::id()),
+            "2.1-0.partial",
+        ]
+        .map(name);
+        for file in kept.iter().chain([&swept]) {
+            fs::write(file, "").unwrap();
+        }
+        sweep(&image);
+        assert!(!swept.exists());
+        assert!(kept.iter().all(|file| file.exists()));
+    }
+
+    #[test]
+    fn a_comma_in_the_path_is_part_of_the_path() {
+        let channels = file_channel(Path::new("/cache/a,offset=7")).unwrap();
+        assert_eq!(channels[0]["addr"]["filename"], "/cache/a,offset=7");
+    }
 }
