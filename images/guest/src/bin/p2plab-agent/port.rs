@@ -97,14 +97,14 @@ impl<'a> Connection<'a> {
         Ok(Self { port, edges })
     }
 
-    /// Blocks until a host is connected or left something to read.
+    /// Blocks until a host is connected. Only the absence of POLLHUP tells so: without a host the port
+    /// also claims to be readable, for reads do not block then.
     fn wait(&self) -> io::Result<()> {
         loop {
             let mut now = [PollFd::new(self.port, PollFlags::IN)];
             poll(&mut now, Some(&Timespec::default()))?;
             let [state] = &now;
-            if state.revents().contains(PollFlags::IN) || !state.revents().contains(PollFlags::HUP)
-            {
+            if !state.revents().contains(PollFlags::HUP) {
                 return Ok(());
             }
             // An edge that came before the poll above is still queued; a spurious one only loops.
