@@ -225,17 +225,18 @@ impl Fabric {
     /// # Errors
     /// [`FabricError::UnknownPort`] where no such endpoint is plugged in.
     pub fn unplug(&self, name: &str) -> Result<(), FabricError> {
-        let mut plugged = self.plugged();
-        let (number, entry) = plugged
-            .iter_mut()
+        let (number, function) = self
+            .plugged()
+            .iter()
             .enumerate()
-            .find(|(_, p)| p.name == name && p.function.is_some())
+            .find_map(|(number, p)| Some((number, p.function.clone().filter(|_| p.name == name)?)))
             .ok_or_else(|| FabricError::UnknownPort(name.to_owned()))?;
-        let function = entry.function.take();
-        drop(plugged);
+        // The dying function tells the address map once more that its link is down, so it must be silent
+        // before its entry goes, and its entry be gone before the name is free again.
+        function.detach();
         self.routes_mut().remove(number);
-        if let Some(function) = function {
-            function.detach();
+        if let Some(entry) = self.plugged().get_mut(number) {
+            entry.function = None;
         }
         Ok(())
     }

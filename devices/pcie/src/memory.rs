@@ -184,8 +184,8 @@ impl<'a> DmaBuffers<'a> {
         let mut room: Option<VolatileSlice<'_>> = None;
         for source in &self.slices {
             let mut source = *source;
-            while source.len() > 0 {
-                let into = match room.take().filter(|slice| slice.len() > 0) {
+            while !source.is_empty() {
+                let into = match room.take().filter(|slice| !slice.is_empty()) {
                     Some(slice) => slice,
                     None => match targets.next() {
                         Some(slice) => slice,

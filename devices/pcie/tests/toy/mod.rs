@@ -1,5 +1,5 @@
 //! A toy endpoint and a fabric to plug it into, for tests and benchmarks of this crate.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock};
