@@ -1,16 +1,18 @@
 //! Base images: saving a booted guest to a file and starting from it.
 //!
-//! Measured with QEMU 11.1.3, TCG, 512 MiB, page cache warm: saving 0.6 to 1.4 s; the file is sparse, 105 MiB
-//! allocated of 518 (what the guest has touched); loading 0.07 s, from exec to `cont` 0.11 s. Any number of QEMUs may
-//! load one file at once: they read it into memory of their own and never write it.
+//! Measured with QEMU 11.1.3, TCG, 512 MiB, page cache warm: saving 1.4 to 1.6 s; the file is sparse, 105
+//! MiB allocated of 518 (what the guest has touched); loading 0.07 s, from exec to `cont` 0.11 s on an idle
+//! machine and 0.3 to 0.5 s while two compilers run. Multifd, direct-io, and x-ignore-shared on a copy of a
+//! memory file were not faster. Any number of QEMUs may load one file at once: they read it into memory of
+//! their own and never write it.
 //!
 //! What the two sides must agree on: the same arguments less the placeholders. `-kernel` and `-initrd` are
 //! not needed to restore (memory comes from the file), but a guest that reboots afterwards needs them.
 //! The chardevs' descriptors are new ones; an agent port that was open in the guest stays open.
 //!
-//! Time: the guest's monotonic clock and its TSC go on from the moment of saving, so no timer fires in a
-//! burst and no hung-task alarm is raised. Its wall clock also goes on from there, hours or days late: the
-//! lab must set it after the restore.
+//! Time (TCG; not measured under KVM): the guest's monotonic clock and its TSC go on from the moment of
+//! saving, so no timer fires in a burst and no hung-task alarm is raised. Its wall clock also goes on from
+//! there, hours or days late: the lab must set it after the restore (the guest's RTC shows the host's time).
 
 use std::fs::{self, File};
 use std::io;
