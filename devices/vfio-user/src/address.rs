@@ -1,11 +1,15 @@
-//! Where a server listens: a file system path or an abstract socket name.
+//! Where a server listens: a file system path, an abstract socket name, or a socket without a file.
 
 use std::fmt;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{Mode, OFlags};
 
 use crate::ServeError;
 
@@ -17,6 +21,11 @@ pub enum SocketAddress {
     /// A name in the abstract namespace, without the leading NUL. It vanishes with its process, even by
     /// SIGKILL. It has no permissions, so only peers of our own user are served.
     Abstract(String),
+    /// A socket whose file is removed before anyone can see it. Clients reach it at
+    /// [`Server::path`](crate::Server::path), a link in `/proc` that vanishes with its process, even by
+    /// SIGKILL, and that only our own user may follow. The way to QEMU, which cannot connect to abstract
+    /// names.
+    Unlinked,
 }
 
 impl fmt::Display for SocketAddress {
@@ -24,6 +33,7 @@ impl fmt::Display for SocketAddress {
         match self {
             SocketAddress::Path(path) => write!(f, "{}", path.display()),
             SocketAddress::Abstract(name) => write!(f, "@{name}"),
+            SocketAddress::Unlinked => write!(f, "(unlinked)"),
         }
     }
 }
@@ -34,6 +44,8 @@ pub(crate) struct Listener {
     pub(crate) socket: UnixListener,
     own_uid_only: bool,
     file: Option<SocketFile>,
+    /// Holds the inode of an unlinked socket, with its path.
+    link: Option<(OwnedFd, PathBuf)>,
 }
 
 #[derive(Debug)]
@@ -67,6 +79,7 @@ impl Listener {
                     socket,
                     own_uid_only: false,
                     file: Some(file),
+                    link: None,
                 })
             }
             SocketAddress::Abstract(name) => {
@@ -76,12 +89,40 @@ impl Listener {
                     socket,
                     own_uid_only: true,
                     file: None,
+                    link: None,
                 })
             }
+            SocketAddress::Unlinked => Self::unlinked().map_err(failed),
         }
     }
 
-    /// The next client; on an abstract socket, the next of our own user.
+    fn unlinked() -> io::Result<Self> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir();
+        let path = folder.join(format!("p2plab-vfio-user-{}-{number}", std::process::id()));
+        remove_if_stale(&path);
+        let socket = UnixListener::bind(&path)?;
+        let opened = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        std::fs::remove_file(&path)?;
+        let inode = opened?;
+        let link = format!("/proc/{}/fd/{}", std::process::id(), inode.as_raw_fd());
+        let link = Some((inode, PathBuf::from(link)));
+        Ok(Listener {
+            socket,
+            own_uid_only: true,
+            file: None,
+            link,
+        })
+    }
+
+    /// Where a client connects, if that is a path.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        let file = self.file.as_ref().map(|file| file.path.as_path());
+        file.or_else(|| self.link.as_ref().map(|(_, path)| path.as_path()))
+    }
+
+    /// The next client; on a socket without permissions, the next of our own user.
     ///
     /// # Errors
     /// The host's, also when the listening socket was shut down.

@@ -1,7 +1,7 @@
 //! Serves any p2plab endpoint to QEMU, or to any other client, over vfio-user.
 //!
-//! A [`Server`] owns one unix socket ([`SocketAddress`]: a path, or an abstract name that nothing can
-//! leave behind) and one thread, and drives one [`Function`](p2plab_pcie::Function). A process has as many
+//! A [`Server`] owns one unix socket ([`SocketAddress`]: a path, or what nothing can leave
+//! behind) and one thread, and drives one [`Function`](p2plab_pcie::Function). A process has as many
 //! as it likes.
 //!
 //! # Parts
@@ -38,6 +38,25 @@
 //!   QEMU's guest shared memory (`memory-backend-memfd,share=on`).
 //! - Migration, dirty pages, device features, MSI (not MSI-X), expansion ROM, VGA, ioeventfds (DEVICE_GET_REGION_IO_FDS).
 //! - Unmasking INTx by an eventfd (SET_IRQS with DATA_EVENTFD and UNMASK); QEMU does without.
+
+//!
+//! # What QEMU does (seen with 11.1.3)
+//!
+//! - The socket must be `{"type":"unix","path":...}`. `"abstract":true` is ignored, and the name taken for
+//!   a path; `{"type":"fd"}` is refused. [`SocketAddress::Unlinked`] gives a path that leaves nothing behind.
+//! - Writes to a memory BAR are posted (no reply), unless `x-no-posted-writes` is on or a region of the
+//!   device can be mapped. Reads, config writes and all else are answered. A posted write's error is lost.
+//! - **Detach**: `device_del`, and the guest lets go (pciehp, or ACPI); QEMU unmaps all memory, reports
+//!   DEVICE_DELETED and closes the socket. Wait for that event, then for [`Server::wait_disconnected`],
+//!   then [`Server::stop`]. Without the guest's consent (no driver, paused) `device_del` stays pending.
+//! - A server that stops under a running QEMU: QEMU goes on until the next change of its memory map (a
+//!   reset, firmware's remapping, another device's BAR), and then aborts: "vfio: DMA mapping failed, unable
+//!   to continue". Until then reads give all ones. So detach first, or end QEMU first.
+//! - A request without an answer for `x-msg-timeout` milliseconds (5000 by default) reads as all ones, and
+//!   the late answer makes QEMU give the connection up: one timeout costs the device, so set it high.
+//! - Option ROMs are probed and their absence reported on stderr; `rombar=0` silences that.
+//! - At start-up, reset and in firmware, memory is unmapped and mapped again in pieces of any size, also
+//!   read-only ones; flash comes without a descriptor.
 
 mod address;
 mod dma;

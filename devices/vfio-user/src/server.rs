@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -180,6 +181,11 @@ impl Server {
     /// Where the server listens; `None` on a socket pair.
     pub fn address(&self) -> Option<&SocketAddress> {
         self.address.as_ref()
+    }
+
+    /// The path at which a client, such as QEMU, connects; `None` for an abstract name or a socket pair.
+    pub fn path(&self) -> Option<&Path> {
+        self.listener.as_deref().and_then(Listener::path)
     }
 
     /// Whether a client has agreed on a version and is still there.

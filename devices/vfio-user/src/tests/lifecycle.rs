@@ -143,3 +143,17 @@ fn waiting_has_an_end() {
         "vfio-user server of `fake`: timed out waiting for a client to connect"
     );
 }
+
+#[test]
+fn an_unlinked_socket_is_reached_through_proc() {
+    let server = Server::bind_target(SocketAddress::Unlinked, Arc::new(Fake::new())).unwrap();
+    let path = server.path().unwrap().to_owned();
+    assert!(path.starts_with("/proc"));
+    let client = Client::new(&path).unwrap();
+    server.wait_connected(soon()).unwrap();
+    drop(client);
+    server.wait_disconnected(soon()).unwrap();
+    Client::new(&path).unwrap();
+    server.stop();
+    assert!(Client::new(&path).is_err());
+}
