@@ -1,7 +1,7 @@
 //! What runs inside the guest, and the words that host and guest share.
 //!
 //! * [`protocol`]: the JSON lines between the harness and the agent; the harness uses the same types.
-//! * [`line`]: the bounded line splitter that both ends read with.
+//! * [`mod@line`]: the bounded line splitter that both ends read with.
 //! * [`server`]: the agent's request loop, over any byte stream (so that it is tested without a guest).
 //! * [`children`]: starting processes and the one place that reaps them.
 //! * [`modules`]: loading kernel modules.

@@ -1,7 +1,7 @@
 //! The agent's request loop.
 //!
 //! One thread reads requests ([`Server::serve`]); it answers what it can at once. Each command has a
-//! thread that moves its output ([`run`]), and one more does file work ([`files`]) in order. All write
+//! thread that moves its output (`run`), and one more does file work (`files`) in order. All write
 //! replies through one lock. When the port is full, or nobody is connected to it, a writer blocks there
 //! and its command with it, so output never piles up in memory.
 
