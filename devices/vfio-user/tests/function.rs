@@ -1,6 +1,8 @@
 //! A real function in a fabric, served to crate vfio_user's client: what the client does reaches the
 //! endpoint, and what the endpoint does reaches the client.
 
+#![allow(clippy::unwrap_used)] // A failed set-up is a failed test.
+
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
