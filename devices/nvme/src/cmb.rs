@@ -55,7 +55,7 @@ impl Cmb {
     /// CMBSZ when the host has set CMBMSC.CRE: in the largest unit that divides the size.
     pub(crate) fn size_register(config: &CmbConfig) -> CmbSz {
         let mut szu = 0u8;
-        while szu < 6 && config.size % (4096u64 << (4 * (szu + 1))) == 0 {
+        while szu < 6 && config.size.is_multiple_of(4096u64 << (4 * (szu + 1))) {
             szu += 1;
         }
         let units = config.size / (4096u64 << (4 * szu));

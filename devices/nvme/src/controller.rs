@@ -119,7 +119,7 @@ impl Shared {
         };
         let (sq, cq): (Option<Arc<SubmissionQueue>>, Option<Arc<CompletionQueue>>) = {
             let queues = read(&self.queues);
-            if index % 2 == 0 {
+            if index.is_multiple_of(2) {
                 (queues.sq(qid), None)
             } else {
                 (None, queues.cq(qid))
@@ -230,6 +230,13 @@ impl NvmeController {
     /// The memory of the CMB, if there is one.
     pub fn cmb(&self) -> Option<&Arc<BarMemory>> {
         self.shared.cmb.as_ref().map(|cmb| &cmb.memory)
+    }
+
+    /// The file with the blocks of namespace `nsid` (counted from 1), memory-backed or not: for a host that
+    /// fills and compares disks without the guest's help.
+    pub fn namespace_file(&self, nsid: u32) -> Option<&std::fs::File> {
+        let index = usize::try_from(nsid.checked_sub(1)?).ok()?;
+        Some(&self.shared.namespaces.get(index)?.file)
     }
 
     fn port(&self) -> Option<Port> {

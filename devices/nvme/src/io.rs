@@ -86,8 +86,13 @@ fn is_quick(shared: &Shared, command: &Command) -> bool {
 }
 
 fn namespace(shared: &Shared, nsid: u32) -> Result<&Namespace, Status> {
-    let found = shared.namespaces.iter().find(|ns| ns.nsid == nsid);
-    found.ok_or(Status::INVALID_NAMESPACE)
+    // Namespaces are numbered from 1, without gaps.
+    let index = nsid
+        .checked_sub(1)
+        .and_then(|index| usize::try_from(index).ok());
+    index
+        .and_then(|index| shared.namespaces.get(index))
+        .ok_or(Status::INVALID_NAMESPACE)
 }
 
 fn execute(

@@ -130,7 +130,9 @@ impl Core {
         if let Some(cid) = self.aborted.pop() {
             return post(shared, dma, sq, permit, cid, 0, Status::ABORT_REQUESTED).is_some();
         }
-        if let Some((cid, event)) = lock(&shared.events).next() {
+        // The lock must not last into the post: doorbell writes take it, too.
+        let event = lock(&shared.events).next();
+        if let Some((cid, event)) = event {
             return post(shared, dma, sq, permit, cid, event.dword(), Status::SUCCESS).is_some();
         }
         let fetch = sq.next_entry();
@@ -223,8 +225,8 @@ fn shut_down(shared: &Shared) {
         }
     }
     let mut registers = lock(&shared.registers);
-    // A reset in between has cleared it.
-    if registers.csts.shst() == shst::OCCURRING {
+    // A reset in between has cleared the request.
+    if registers.cc.shn() != 0 {
         registers.csts.set_shst(shst::COMPLETE);
     }
 }

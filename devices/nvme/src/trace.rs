@@ -9,7 +9,7 @@ use crate::cmb::Place;
 use crate::dma::Dma;
 use crate::locks::lock;
 use crate::prp::Transfer;
-use crate::spec::command::Command;
+use crate::spec::command::{Command, io};
 use crate::spec::status::Status;
 
 /// Commands that a trace holds before it stops recording.
@@ -96,7 +96,7 @@ impl Trace {
             internal: matches!(dma.place(*range), Place::Cmb(_)),
         };
         let blocks = match (queue, command.opcode) {
-            (1.., 0x01 | 0x02 | 0x08) => (command.cdw12.get() & 0xffff) + 1,
+            (1.., io::READ | io::WRITE | io::WRITE_ZEROES) => (command.cdw12.get() & 0xffff) + 1,
             _ => 0,
         };
         let none = DmaRange {
