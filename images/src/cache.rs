@@ -5,6 +5,8 @@
 //! CACHE/in-use          shared by every process that runs on the cache
 //! CACHE/artifacts/      one directory for each unpacked set of packages
 //! CACHE/initramfs/      archives by hash of their contents
+//! CACHE/base-images/    saved guests, by the harness
+//! CACHE/runs/           run directories, by the harness
 //! CACHE/tmp-*/          being filled; worthless once nobody holds the lock
 //! ```
 
@@ -69,7 +71,8 @@ impl Cache {
         &self.root
     }
 
-    /// A directory of the cache for a purpose of its own, for example base images; created if missing.
+    /// A directory of the cache for a purpose of its own: `base-images`, `initramfs` or `runs` (any other
+    /// outlives [`clean`](Self::clean)). Created if missing.
     ///
     /// # Errors
     ///
@@ -238,7 +241,7 @@ impl Cache {
 }
 
 /// Directories of the cache, by all crates of the project.
-const OURS: [&str; 4] = ["artifacts", "initramfs", "base", "runs"];
+const OURS: [&str; 4] = ["artifacts", "initramfs", "base-images", "runs"];
 
 /// Removes the cache; see [`Cache::clean`].
 ///

@@ -66,11 +66,62 @@ pub(crate) fn checked(command: &mut Command, doing: &str) -> Result<Output, Arti
 pub(crate) fn reason(out: &Output) -> String {
     let text = String::from_utf8_lossy(&out.stderr);
     let lines = || text.lines().map(str::trim).filter(|l| !l.is_empty());
-    lines()
-        .find(|l| l.starts_with("E:") || l.starts_with("Err:"))
-        .or_else(|| lines().next_back())
-        .map_or_else(
-            || out.status.to_string(),
-            |l| l.trim_end_matches('.').to_owned(),
-        )
+    let line = lines()
+        .find(|l| l.starts_with("E: "))
+        .or_else(|| lines().next_back());
+    line.map_or_else(
+        || out.status.to_string(),
+        // It becomes part of a sentence of ours.
+        |l| {
+            let words: Vec<&str> = l
+                .trim_start_matches("E: ")
+                .split_ascii_whitespace()
+                .collect();
+            words.join(" ").trim_end_matches('.').to_owned()
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Output {
+        output(Command::new("sh").args(["-c", script])).unwrap()
+    }
+
+    #[test]
+    fn the_reason_is_apt_s_error_else_the_last_line_else_the_status() {
+        assert_eq!(
+            reason(&shell("echo 'E: Failed  to fetch x.' >&2; echo W: y >&2")),
+            "Failed to fetch x"
+        );
+        assert_eq!(
+            reason(&shell("echo first >&2; echo last >&2; echo >&2")),
+            "last"
+        );
+        assert!(reason(&shell("exit 3")).contains('3'));
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let error = output(&mut Command::new("p2plab-no-such-program")).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("p2plab-no-such-program was not found")
+        );
+    }
+
+    #[test]
+    fn a_child_dies_with_the_thread_that_started_it() {
+        let child = std::thread::spawn(|| {
+            dies_with_us(Command::new("sleep").arg("600"))
+                .spawn()
+                .unwrap()
+        });
+        let mut child = child.join().unwrap();
+        // Ends at once; a child that outlived its thread would hold the test for ten minutes.
+        assert!(!child.wait().unwrap().success());
+    }
 }
