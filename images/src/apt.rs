@@ -172,7 +172,7 @@ impl Apt {
             if !std::mem::take(&mut first) {
                 self.update()?;
             }
-            progress.step("downloading QEMU, kernel and tools", Some(total));
+            progress.step("downloading packages", Some(total));
             self.download_once(debs, progress)
         })?;
         Ok(self.archives.clone())
