@@ -15,7 +15,7 @@ use crate::dma::{Direction, Dma};
 use crate::locks::lock;
 use crate::namespace::Namespace;
 use crate::prp::Transfer;
-use crate::queue::SubmissionQueue;
+use crate::queue::{Reply, SubmissionQueue};
 use crate::spec::command::{Command, DatasetRange, NSID_ALL, ReadWriteCdw12, io as opcode};
 use crate::spec::status::Status;
 
@@ -56,17 +56,20 @@ pub(crate) fn run(shared: &Shared, dma: &Dma, sq: &SubmissionQueue) {
         transfer.clear();
         let result = execute(shared, dma, &command, &mut transfer);
         let status = shared.account(sq.id, &command, result.err());
-        match sq.cq.post(dma, permit, sq, command.cid, 0, status) {
-            Ok(completion) => {
-                let done = Some((completion, status));
-                shared
-                    .trace
-                    .record(dma, sq.id, &command, fetch, &transfer, done);
-            }
-            Err(error) => {
-                shared.fatal(&format!("completion queue {}: {error}", sq.cq.id));
-                break;
-            }
+        let reply = Reply {
+            cid: command.cid,
+            result: 0,
+            status,
+        };
+        let posted = sq.cq.post(dma, permit, sq, reply, |slot| {
+            let done = Some((slot, status));
+            shared
+                .trace
+                .record(dma, sq.id, &command, fetch, &transfer, done);
+        });
+        if let Err(error) = posted {
+            shared.fatal(&format!("completion queue {}: {error}", sq.cq.id));
+            break;
         }
         unsignalled.get_or_insert_with(Instant::now);
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
 
+use p2plab_pcie::DmaRange;
 use zerocopy::little_endian::U16;
 
 use crate::admin::{self, Outcome};
@@ -18,7 +19,7 @@ use crate::features::Features;
 use crate::io as io_commands;
 use crate::locks::{lock, write};
 use crate::prp::Transfer;
-use crate::queue::{CompletionQueue, SubmissionQueue};
+use crate::queue::{CompletionQueue, Permit, Reply, SubmissionQueue};
 use crate::spec::registers::{Csts, shst};
 use crate::spec::status::Status;
 
@@ -128,12 +129,24 @@ impl Core {
             return false;
         };
         if let Some(cid) = self.aborted.pop() {
-            return post(shared, dma, sq, permit, cid, 0, Status::ABORT_REQUESTED).is_some();
+            let (result, status) = (0, Status::ABORT_REQUESTED);
+            let reply = Reply {
+                cid,
+                result,
+                status,
+            };
+            return post(shared, dma, sq, permit, reply, |_| {});
         }
         // The lock must not last into the post: doorbell writes take it, too.
         let event = lock(&shared.events).next();
         if let Some((cid, event)) = event {
-            return post(shared, dma, sq, permit, cid, event.dword(), Status::SUCCESS).is_some();
+            let (result, status) = (event.dword(), Status::SUCCESS);
+            let reply = Reply {
+                cid,
+                result,
+                status,
+            };
+            return post(shared, dma, sq, permit, reply, |_| {});
         }
         let fetch = sq.next_entry();
         let command = match sq.fetch(dma) {
@@ -157,12 +170,16 @@ impl Core {
             Err(status) => (0, Some(status)),
         };
         let status = shared.account(0, &command, error);
-        let posted = post(shared, dma, sq, permit, command.cid, result, status);
-        let done = posted.map(|completion| (completion, status));
-        shared
-            .trace
-            .record(dma, 0, &command, fetch, &transfer, done);
-        done.is_some()
+        let reply = Reply {
+            cid: command.cid,
+            result,
+            status,
+        };
+        post(shared, dma, sq, permit, reply, |slot| {
+            shared
+                .trace
+                .record(dma, 0, &command, fetch, &transfer, Some((slot, status)));
+        })
     }
 
     /// Starts the worker of `sq`.
@@ -206,15 +223,14 @@ fn post(
     shared: &Shared,
     dma: &Dma,
     sq: &SubmissionQueue,
-    permit: crate::queue::Permit<'_>,
-    cid: U16,
-    result: u32,
-    status: Status,
-) -> Option<p2plab_pcie::DmaRange> {
-    let posted = sq.cq.post(dma, permit, sq, cid, result, status);
+    permit: Permit<'_>,
+    reply: Reply,
+    before: impl FnOnce(DmaRange),
+) -> bool {
+    let posted = sq.cq.post(dma, permit, sq, reply, before);
     posted
         .map_err(|error| shared.fatal(&format!("admin completion queue: {error}")))
-        .ok()
+        .is_ok()
 }
 
 /// Shutdown processing (Base 3.6): everything acknowledged reaches the medium.

@@ -143,6 +143,15 @@ struct PostState {
     reserved: u32,
 }
 
+/// What a completion says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reply {
+    pub(crate) cid: U16,
+    /// Dword 0.
+    pub(crate) result: u32,
+    pub(crate) status: Status,
+}
+
 /// A reserved slot of a completion queue. It is used up by [`CompletionQueue::post`], or given back.
 #[must_use]
 pub(crate) struct Permit<'a> {
@@ -250,7 +259,8 @@ impl CompletionQueue {
         }
     }
 
-    /// Writes a completion into the slot that `permit` holds and returns where it was written.
+    /// Writes a completion into the slot that `permit` holds. `before` is told where, while the host cannot know
+    /// yet: what it records is there when the host sees the completion.
     ///
     /// One write of 16 bytes: the phase tag is in its last two, and becomes visible last.
     pub(crate) fn post(
@@ -258,22 +268,24 @@ impl CompletionQueue {
         dma: &Dma,
         permit: Permit<'_>,
         sq: &SubmissionQueue,
-        cid: U16,
-        result: u32,
-        status: Status,
-    ) -> Result<DmaRange, DmaError> {
-        let address;
+        reply: Reply,
+        before: impl FnOnce(DmaRange),
+    ) -> Result<(), DmaError> {
         {
             let mut post = self.lock();
             let tail = self.tail();
-            address = self.base + u64::from(tail) * 16;
+            let address = self.base + u64::from(tail) * 16;
+            before(DmaRange {
+                address,
+                length: 16,
+            });
             let completion = Completion {
-                dw0: U32::new(result),
+                dw0: U32::new(reply.result),
                 dw1: U32::new(0),
                 sqhd: U16::new((sq.head() & 0xffff) as u16),
                 sqid: U16::new(sq.id),
-                cid,
-                status_phase: Completion::pack_status(status, post.phase),
+                cid: reply.cid,
+                status_phase: Completion::pack_status(reply.status, post.phase),
             };
             // The tail goes first: a host that is quick to ring the head doorbell must find it moved.
             let next = (tail + 1) % self.entries;
@@ -287,10 +299,7 @@ impl CompletionQueue {
             }
         }
         drop(permit);
-        Ok(DmaRange {
-            address,
-            length: 16,
-        })
+        Ok(())
     }
 }
 
