@@ -6,6 +6,8 @@ use driver::{CMB_SIZE, Rig, config, pattern, wait_until};
 use p2plab_nvme::spec::command::{Command, admin, io};
 use p2plab_nvme::spec::registers::{CmbMsc, offset};
 use p2plab_nvme::spec::status::Status;
+use p2plab_nvme::{TraceEntry, TraceRange};
+use p2plab_pcie::{MatrixEntry, TlpKind};
 
 /// The main job: one controller reads into the other's CMB, which writes from it. The second half is internal.
 #[test]
@@ -197,4 +199,57 @@ fn intx_is_a_level() {
     assert!(asserted(&d));
     d.complete(0);
     assert!(!asserted(&d));
+}
+
+/// What crosses the switch is what the trace says, to the byte: a peer-to-peer copy leaves the upstream port
+/// with commands, lists and completions.
+#[test]
+fn the_switch_sees_what_the_trace_tells() {
+    let mut rig = Rig::new();
+    let (mut a, mut b) = (rig.plug(config("a")), rig.plug(config("b")));
+    for d in [&mut a, &mut b] {
+        d.enable();
+        d.create_queues(1, 64, None).unwrap();
+    }
+    b.enable_cmb();
+    let sum = |kind: TlpKind, destination: Option<&str>| {
+        let traffic = rig.fabric.traffic();
+        let ours = |entry: &&MatrixEntry| {
+            let wanted = destination.is_none_or(|name| entry.destination == name);
+            entry.source == "nvme0" && entry.kind == kind && wanted
+        };
+        let entries = traffic.matrix.iter().filter(ours);
+        entries
+            .map(|entry| entry.tally.payload_bytes + entry.tally.requested_bytes)
+            .sum::<u64>()
+    };
+    let reading = || {
+        let to_peer = sum(TlpKind::MWr, Some("nvme1"));
+        (
+            to_peer,
+            sum(TlpKind::MWr, None) - to_peer,
+            sum(TlpKind::MRd, None),
+        )
+    };
+    let before = reading();
+    a.controller.trace().enable(true);
+    let address = b.cmb_address;
+    for _ in 0..10 {
+        a.read(0, 2048, address).unwrap();
+    }
+    let after = reading();
+    let log = a.controller.trace().take();
+    let total = |ranges: fn(&TraceEntry) -> Vec<TraceRange>| {
+        log.entries
+            .iter()
+            .flat_map(ranges)
+            .map(|range| range.length)
+            .sum::<u64>()
+    };
+    assert_eq!(after.0 - before.0, 10 << 20);
+    assert_eq!(after.0 - before.0, total(|entry| entry.data.clone()));
+    assert_eq!(after.1 - before.1, total(|entry| vec![entry.completion]));
+    let fetched = total(|entry| vec![entry.fetch]) + total(|entry| entry.lists.clone());
+    assert_eq!(after.2 - before.2, fetched);
+    assert_eq!(fetched, 10 * (64 + 255 * 8));
 }
