@@ -34,7 +34,9 @@ fn nothing_that_a_host_does_is_the_end_of_a_controller() {
     let queues_first = d.pages(0);
     let d = RefCell::new(d);
     TestRunner::new(ProptestConfig {
-        cases: 400,
+        cases: 1000,
+        // There is no one source file to keep failures beside.
+        failure_persistence: None,
         ..ProptestConfig::default()
     })
     .run(&(accesses, commands), |(accesses, commands)| {
@@ -56,7 +58,6 @@ fn nothing_that_a_host_does_is_the_end_of_a_controller() {
                 command.cdw11 = 0.into();
                 command.cdw12 = (command.cdw12.get() & 0xff).into();
             }
-            // Not over the queues themselves: then nothing could be said about the rest.
             d.submit(queue, command);
         }
         for (at, data) in accesses {
