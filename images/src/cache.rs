@@ -241,7 +241,7 @@ impl Cache {
 }
 
 /// Directories of the cache, by all crates of the project.
-const OURS: [&str; 4] = ["artifacts", "initramfs", "base-images", "runs"];
+const OURS: [&str; 5] = ["artifacts", "initramfs", "base-images", "runs", "shares"];
 
 /// Removes the cache; see [`Cache::clean`].
 ///

@@ -191,7 +191,7 @@ impl MachineShape {
         // hangs without a word when the 64 KiB are used up, below 16 slots. The memory is never touched,
         // so the host does not provide any.
         let placeholder = |slot: Slot| {
-            let id = format!("placeholder-{}", slot.number);
+            let id = super::placeholder_memory_id(&slot);
             [
                 "-object".to_owned(),
                 format!("memory-backend-ram,id={id},size={window},reserve=off"),

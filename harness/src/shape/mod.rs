@@ -74,14 +74,9 @@ pub struct Slot {
     pub path: Vec<(u8, u8)>,
 }
 
-/// Where an endpoint's vfio-user server listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndpointSocket<'a> {
-    /// In Linux's abstract namespace, under this name (without the leading zero byte).
-    Abstract(&'a str),
-    /// In the file system.
-    Path(&'a Path),
-}
+/// How long QEMU waits for an endpoint's answer, in milliseconds: after a timeout it gives the device up for
+/// good, and a loaded CI machine may keep a thread waiting for longer than the default of 5 s.
+const MESSAGE_TIMEOUT: u32 = 60_000;
 
 impl Topology {
     /// The machine without its endpoints.
@@ -171,21 +166,24 @@ pub fn endpoint_id(name: &str) -> String {
     format!("endpoint-{name}")
 }
 
+/// QEMU's id for the memory object of the placeholder in `slot`.
+pub(crate) fn placeholder_memory_id(slot: &Slot) -> String {
+    format!("placeholder-{}", slot.number)
+}
+
 /// The arguments of `device_add`, and of `-device` in its JSON form, that plug the vfio-user device at
 /// `socket` into `slot` under QEMU id `id` (see [`endpoint_id`]). A path that is not UTF-8 cannot be said
 /// in JSON; it is passed on with replacement characters, and QEMU will not find it.
-pub fn endpoint_device_json(
-    slot: &Slot,
-    id: &str,
-    socket: EndpointSocket<'_>,
-) -> serde_json::Value {
-    let socket = match socket {
-        EndpointSocket::Abstract(name) => {
-            json!({ "type": "unix", "path": name, "abstract": true })
-        }
-        EndpointSocket::Path(path) => json!({ "type": "unix", "path": path.to_string_lossy() }),
-    };
-    json!({ "driver": "vfio-user-pci", "id": id, "bus": slot.bus, "socket": socket })
+pub fn endpoint_device_json(slot: &Slot, id: &str, socket: &Path) -> serde_json::Value {
+    json!({
+        "driver": "vfio-user-pci",
+        "id": id,
+        "bus": slot.bus,
+        "socket": { "type": "unix", "path": socket.to_string_lossy() },
+        "x-msg-timeout": MESSAGE_TIMEOUT,
+        // No endpoint has an option ROM; looking for one costs time and a line in the log.
+        "rombar": 0,
+    })
 }
 
 #[cfg(test)]

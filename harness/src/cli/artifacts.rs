@@ -1,0 +1,37 @@
+//! `fetch`, `doctor` and `clean`.
+
+use std::process::ExitCode;
+
+use p2plab_images::{Cache, HostReport, Overrides, Terminal, resolve};
+
+use super::CliError;
+
+/// `p2plab fetch`.
+pub(super) fn fetch(overrides: &Overrides) -> Result<ExitCode, CliError> {
+    let cache = Cache::open()?;
+    let artifacts = resolve(&cache, overrides, &mut Terminal::new())?;
+    for (name, version) in artifacts.versions() {
+        println!("{name:24} {version}");
+    }
+    println!("\nin {}", cache.root().display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `p2plab doctor`: status 2 where something must be mended before a lab can start.
+pub(super) fn doctor(overrides: &Overrides) -> Result<ExitCode, CliError> {
+    let report = HostReport::gather(&Cache::open()?, overrides)?;
+    println!("{report}");
+    Ok(if report.missing.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(2)
+    })
+}
+
+/// `p2plab clean`.
+pub(super) fn clean() -> Result<ExitCode, CliError> {
+    let cache = Cache::open()?;
+    cache.clean()?;
+    println!("removed {}", cache.root().display());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,115 @@
+//! `p2plab run` and `p2plab list`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use p2plab::scenarios::copy::check_media;
+use p2plab::scenarios::{SCENARIOS, Scenario, ScenarioOptions};
+use p2plab_images::Terminal;
+
+use super::{CliError, OwnArgs, size};
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// The scenario; `p2plab list` names them
+    scenario: String,
+    /// Bytes to copy in each mode
+    #[arg(long, default_value = "1GiB", value_parser = size)]
+    size: u64,
+    /// Bytes moved by one read and one write
+    #[arg(long, default_value = "1MiB", value_parser = size)]
+    chunk: u64,
+    /// Threads that copy
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    threads: u32,
+    /// Chunks that each thread has in flight
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    depth: u32,
+    /// Boot the guest from scratch instead of restoring it from a base image
+    #[arg(long)]
+    cold: bool,
+    /// Keep the SSDs' contents in files of this folder (made if missing) instead of in memory
+    #[arg(long, value_name = "DIR")]
+    media: Option<PathBuf>,
+    /// Write what the table says, and more, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    own: OwnArgs,
+}
+
+/// `p2plab list`.
+pub(super) fn list() {
+    for scenario in &SCENARIOS {
+        println!("{:16} {}", scenario.name, scenario.summary);
+    }
+}
+
+/// `p2plab run`.
+pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
+    let scenario = find(&args.scenario)?;
+    if let Some(media) = &args.media {
+        check_media(media)?;
+    }
+    if let Some(path) = &args.json {
+        writable(path)?;
+    }
+    let options = ScenarioOptions {
+        size: args.size,
+        chunk: args.chunk,
+        threads: args.threads,
+        depth: args.depth,
+        cold: args.cold,
+        media: args.media.clone(),
+        run_directory: None,
+        own: args.own.own(),
+    };
+    let report = (scenario.run)(&options, &mut Terminal::new())?;
+    print!("{report}");
+    if let Some(path) = &args.json {
+        report
+            .write_json(path)
+            .map_err(|error| not_written(path, &error))?;
+    }
+    let right = report.modes.values().all(|mode| mode.verified);
+    Ok(if right {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn find(name: &str) -> Result<&'static Scenario, CliError> {
+    SCENARIOS
+        .iter()
+        .find(|scenario| scenario.name == name)
+        .ok_or_else(|| {
+            let names: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+            let nearest = names.iter().max_by(|a, b| {
+                strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name))
+            });
+            CliError::Input(format!(
+                "there is no scenario `{name}`; did you mean `{}`? There are: {}",
+                nearest.copied().unwrap_or_default(),
+                names.join(", ")
+            ))
+        })
+}
+
+/// Finds out before the work, not after it, that the file cannot be written.
+fn writable(path: &std::path::Path) -> Result<(), CliError> {
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map(drop)
+        .map_err(|error| not_written(path, &error))
+}
+
+fn not_written(path: &std::path::Path, error: &std::io::Error) -> CliError {
+    CliError::Input(format!(
+        "--json {} cannot be written: {error}",
+        path.display()
+    ))
+}

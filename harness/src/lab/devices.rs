@@ -1,0 +1,266 @@
+//! The host's half of a lab: fabric, endpoints, and the sockets that they are served on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use p2plab_nvme::{Backing, CmbConfig, NamespaceConfig, NvmeConfig, NvmeController};
+use p2plab_pcie::{Endpoint, Fabric, FabricBuilder, FabricError, Function, Traffic};
+use p2plab_vfio_user::{Server, SocketAddress};
+
+use super::LabError;
+use crate::shape::{self, MachineShape, PortShape};
+use crate::topology::{self, DeviceOptions, EndpointOptions, NvmeOptions, Topology};
+
+/// Fabric, endpoints and servers of one topology. Dropping it ends them all.
+pub struct Devices {
+    fabric: Arc<Fabric>,
+    devices: Vec<Device>,
+    shape: MachineShape,
+}
+
+/// One endpoint with its server.
+pub struct Device {
+    name: String,
+    port: String,
+    function: Arc<Function>,
+    model: Model,
+    socket: PathBuf,
+    server: Option<Server>,
+}
+
+/// The device models that a lab knows.
+enum Model {
+    Nvme(Arc<NvmeController>),
+}
+
+impl Devices {
+    /// Builds the fabric of `topology`, plugs its endpoints in and serves each on a socket: one that has no file
+    /// and leaves nothing behind, or `NAME.sock` in `socket_directory`.
+    ///
+    /// # Errors
+    /// A topology that is not sound, or what the host refuses.
+    pub fn start(topology: &Topology, socket_directory: Option<&Path>) -> Result<Self, LabError> {
+        topology.check()?;
+        topology.check_host()?;
+        let shape = topology.shape();
+        let mut devices = Self {
+            fabric: build_fabric(&shape)?,
+            devices: Vec::new(),
+            shape,
+        };
+        for endpoint in &topology.endpoints {
+            let address = match socket_directory {
+                Some(directory) => {
+                    SocketAddress::Path(directory.join(format!("{}.sock", endpoint.name)))
+                }
+                None => SocketAddress::Unlinked,
+            };
+            devices.plug(endpoint, address)?;
+        }
+        Ok(devices)
+    }
+
+    fn plug(&mut self, options: &EndpointOptions, address: SocketAddress) -> Result<(), LabError> {
+        let (model, endpoint): (Model, Arc<dyn Endpoint>) = match &options.device {
+            DeviceOptions::Nvme(nvme) => {
+                let controller = Arc::new(NvmeController::new(nvme_config(&options.name, nvme))?);
+                (Model::Nvme(controller.clone()), controller)
+            }
+        };
+        let function = self.fabric.plug(&options.port, &options.name, endpoint)?;
+        let server = Server::bind(address, function.clone())?;
+        let socket = server.path().map(Path::to_owned).unwrap_or_default();
+        self.devices.push(Device {
+            name: options.name.clone(),
+            port: options.port.clone(),
+            function,
+            model,
+            socket,
+            server: Some(server),
+        });
+        Ok(())
+    }
+
+    /// The fabric.
+    pub fn fabric(&self) -> &Arc<Fabric> {
+        &self.fabric
+    }
+
+    /// The tree of ports that the guest's machine must have.
+    pub fn shape(&self) -> &MachineShape {
+        &self.shape
+    }
+
+    /// All counters, of this moment.
+    pub fn traffic(&self) -> Traffic {
+        self.fabric.traffic()
+    }
+
+    /// All endpoints in the order of the topology.
+    pub fn iter(&self) -> impl Iterator<Item = &Device> {
+        self.devices.iter()
+    }
+
+    /// The endpoint `name`.
+    ///
+    /// # Errors
+    /// [`LabError::UnknownEndpoint`].
+    pub fn device(&self, name: &str) -> Result<&Device, LabError> {
+        self.devices
+            .iter()
+            .find(|device| device.name == name)
+            .ok_or_else(|| {
+                let names = self.devices.iter().map(|d| d.name.clone()).collect();
+                LabError::UnknownEndpoint {
+                    name: name.to_owned(),
+                    names,
+                }
+            })
+    }
+
+    /// The argument of QEMU's `device_add` (and of `-device`) that plugs endpoint `name` in.
+    ///
+    /// # Errors
+    /// [`LabError::UnknownEndpoint`].
+    pub fn device_argument(&self, name: &str) -> Result<serde_json::Value, LabError> {
+        let device = self.device(name)?;
+        let slot = self
+            .shape
+            .slot(&device.port)
+            .ok_or_else(|| LabError::UnknownEndpoint {
+                name: device.port.clone(),
+                names: self
+                    .shape
+                    .slots()
+                    .into_iter()
+                    .map(|slot| slot.port)
+                    .collect(),
+            })?;
+        Ok(shape::endpoint_device_json(
+            &slot,
+            &device.qemu_id(),
+            &device.socket,
+        ))
+    }
+
+    /// Stops the server of endpoint `name` and unplugs it from the fabric. A QEMU that still has the device
+    /// does not survive this: unplug it there first.
+    ///
+    /// # Errors
+    /// [`LabError::UnknownEndpoint`].
+    pub fn remove(&mut self, name: &str) -> Result<(), LabError> {
+        self.device(name)?;
+        let (removed, kept) = std::mem::take(&mut self.devices)
+            .into_iter()
+            .partition::<Vec<_>, _>(|device| device.name == name);
+        self.devices = kept;
+        drop(removed);
+        self.fabric.unplug(name)?;
+        Ok(())
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        // Servers first, so that no message arrives at an endpoint that has been unplugged.
+        self.devices.clear();
+        self.fabric.unplug_all();
+    }
+}
+
+impl Device {
+    /// Name in the topology.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Port that it is plugged into.
+    pub fn port(&self) -> &str {
+        &self.port
+    }
+
+    /// Its config space and BARs, as a transport sees them.
+    pub fn function(&self) -> &Arc<Function> {
+        &self.function
+    }
+
+    /// The NVMe controller, where it is one.
+    pub fn nvme(&self) -> Option<&Arc<NvmeController>> {
+        match &self.model {
+            Model::Nvme(controller) => Some(controller),
+        }
+    }
+
+    /// Path of the socket that it is served on.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// QEMU's id for it.
+    pub fn qemu_id(&self) -> String {
+        shape::endpoint_id(&self.name)
+    }
+
+    /// Waits until no client is connected and the function was reset after the last one.
+    ///
+    /// # Errors
+    /// The wait's, with its reason.
+    pub fn wait_disconnected(&self, deadline: Instant) -> Result<(), LabError> {
+        match &self.server {
+            Some(server) => Ok(server.wait_disconnected(deadline)?),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.stop();
+        }
+    }
+}
+
+fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
+    let mut config = NvmeConfig::new(options.serial.clone().unwrap_or_else(|| name.to_owned()));
+    let backing = match &options.backing {
+        topology::Backing::Memory => Backing::Memory { size: options.size },
+        topology::Backing::File { path, create } => Backing::File {
+            path: path.clone(),
+            size: Some(options.size),
+            create: *create,
+        },
+    };
+    config.namespaces.push(NamespaceConfig {
+        backing,
+        block_size: options.block_size,
+        read_only: options.read_only,
+    });
+    config.io_queues = options.io_queues;
+    config.cmb = options.cmb.map(|cmb| CmbConfig {
+        size: cmb.size,
+        cpu_access: cmb.cpu_access,
+        sqs: cmb.submission_queues,
+    });
+    config
+}
+
+fn build_fabric(shape: &MachineShape) -> Result<Arc<Fabric>, FabricError> {
+    fn below(builder: &mut FabricBuilder, port: &PortShape) -> Result<(), FabricError> {
+        if let Some(switch) = &port.switch {
+            builder.switch(&switch.name, &port.name)?;
+            for downstream in &switch.ports {
+                builder.downstream_port(&switch.name, &downstream.name)?;
+                below(builder, downstream)?;
+            }
+        }
+        Ok(())
+    }
+    let mut builder = FabricBuilder::new();
+    for port in &shape.root_ports {
+        builder.root_port(&port.name)?;
+        below(&mut builder, port)?;
+    }
+    Ok(builder.build())
+}

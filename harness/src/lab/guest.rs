@@ -1,0 +1,147 @@
+//! The guest's half of a lab, as a scenario uses it: commands, and what the guest calls the endpoints.
+
+use std::time::Duration;
+
+use super::LabError;
+use crate::agent::{AgentClient, Command, Output};
+use crate::shape::Slot;
+use crate::wait;
+
+/// A running guest.
+pub struct Guest<'a> {
+    pub(super) agent: &'a AgentClient,
+    pub(super) slots: &'a [(String, Slot)],
+}
+
+/// What the guest calls an NVMe endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestNvme {
+    /// PCI address, such as `0000:04:00.0`.
+    pub address: String,
+    /// Controller, such as `nvme0`.
+    pub controller: String,
+    /// Block device of its first namespace, such as `/dev/nvme0n1`.
+    pub block_device: String,
+    /// The file whose mapping is memory of its CMB, where the kernel has registered one.
+    pub p2pmem: Option<String>,
+}
+
+impl Guest<'_> {
+    /// The agent's client, for all that has no short form here.
+    pub fn agent(&self) -> &AgentClient {
+        self.agent
+    }
+
+    /// Runs a line of shell, which must exit with status 0, and returns its standard output.
+    ///
+    /// # Errors
+    /// The agent's; a status other than 0 comes with standard error.
+    pub fn sh(&self, line: &str) -> Result<String, LabError> {
+        Ok(self.agent.check(&Command::shell(line))?.text())
+    }
+
+    /// Runs a line of shell, whatever its status.
+    ///
+    /// # Errors
+    /// The agent's.
+    pub fn try_sh(&self, line: &str) -> Result<Output, LabError> {
+        Ok(self.agent.run(&Command::shell(line))?)
+    }
+
+    /// Runs a line of shell with a deadline of its own.
+    ///
+    /// # Errors
+    /// The agent's.
+    pub fn sh_within(&self, line: &str, deadline: Duration) -> Result<String, LabError> {
+        Ok(self
+            .agent
+            .check(&Command::shell(line).deadline(deadline))?
+            .text())
+    }
+
+    /// Waits in the guest until the shell condition `condition` holds. The guest looks every 10 ms: sysfs has
+    /// no notification for most of what drivers create.
+    ///
+    /// # Errors
+    /// The agent's; a passed deadline names `what`.
+    pub fn wait_until(
+        &self,
+        what: &str,
+        condition: &str,
+        deadline: Duration,
+    ) -> Result<(), LabError> {
+        let line = format!("until {condition}; do usleep 10000; done");
+        self.agent
+            .check(&Command::shell(line).deadline(deadline))
+            .map_err(|error| LabError::GuestCondition {
+                what: what.to_owned(),
+                source: Box::new(error),
+            })?;
+        Ok(())
+    }
+
+    /// PCI address (`0000:04:00.0`) of the endpoint `name`.
+    ///
+    /// # Errors
+    /// [`LabError::UnknownEndpoint`], or the agent's.
+    pub fn pci_address(&self, name: &str) -> Result<String, LabError> {
+        let slot = self.slot(name)?;
+        let text = self.sh(&format!("cat /sys/bus/pci/slots/{}/address", slot.number))?;
+        Ok(format!("{}.0", text.trim()))
+    }
+
+    fn slot(&self, name: &str) -> Result<&Slot, LabError> {
+        self.slots
+            .iter()
+            .find(|(endpoint, _)| endpoint == name)
+            .map(|(_, slot)| slot)
+            .ok_or_else(|| LabError::UnknownEndpoint {
+                name: name.to_owned(),
+                names: self
+                    .slots
+                    .iter()
+                    .map(|(endpoint, _)| endpoint.clone())
+                    .collect(),
+            })
+    }
+
+    /// Waits until the nvme driver has bound endpoint `name` and its first namespace is a block device.
+    ///
+    /// # Errors
+    /// The agent's.
+    pub fn nvme(&self, name: &str) -> Result<GuestNvme, LabError> {
+        let number = self.slot(name)?.number;
+        // One command for all: under emulation a process costs tens of milliseconds.
+        let line = format!(
+            "s=/sys/bus/pci/slots/{number}/address
+             until [ -r $s ] && a=$(cat $s).0 && d=/sys/bus/pci/devices/$a && \
+                   b=$(echo $d/nvme/nvme*/nvme*n*) && [ -e \"$b\" ] && [ -b /dev/${{b##*/}} ]; do
+                 usleep 10000
+             done
+             c=$(echo $d/nvme/nvme*)
+             p=; [ -e $d/p2pmem/allocate ] && p=$d/p2pmem/allocate
+             echo $a ${{c##*/}} /dev/${{b##*/}} $p"
+        );
+        let output = self
+            .agent
+            .check(&Command::shell(line).deadline(wait::HOTPLUG))
+            .map_err(|error| LabError::GuestCondition {
+                what: format!("the nvme driver to bind {name}"),
+                source: Box::new(error),
+            })?
+            .text();
+        let mut words = output.split_whitespace().map(str::to_owned);
+        match (words.next(), words.next(), words.next()) {
+            (Some(address), Some(controller), Some(block_device)) => Ok(GuestNvme {
+                address,
+                controller,
+                block_device,
+                p2pmem: words.next(),
+            }),
+            _ => Err(LabError::Unexpected(format!(
+                "the guest describes the SSD {name} as `{}`",
+                output.trim()
+            ))),
+        }
+    }
+}

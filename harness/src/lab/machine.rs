@@ -1,0 +1,219 @@
+//! The guest's half of a lab: QEMU with an agent in it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use p2plab_images::{Accelerator, Artifacts};
+
+use super::LabError;
+use crate::agent::AgentClient;
+use crate::qemu::fault::Fault;
+use crate::qemu::{Links, Qemu, snapshot};
+use crate::run_directory::RunDirectory;
+use crate::shape::MachineShape;
+use crate::wait;
+
+/// All that a machine is started from; two machines of equal plans are interchangeable.
+#[derive(Clone, Debug)]
+pub(super) struct MachinePlan {
+    /// QEMU, its own arguments that find its files.
+    pub qemu: Vec<OsString>,
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    pub kernel_arguments: Vec<String>,
+    pub shape: MachineShape,
+}
+
+/// What the machine is to do first.
+pub(super) enum Begin<'a> {
+    /// Boot, with a placeholder in each slot: the boot that a base image is saved from.
+    BootForImage,
+    /// Boot, with these endpoints (`-device` in JSON) plugged in from the start.
+    Boot(&'a [serde_json::Value]),
+    /// Go on from a base image, with empty slots.
+    Restore(&'a Path),
+}
+
+/// A running machine.
+pub(super) struct Machine {
+    pub qemu: Qemu,
+    pub agent: Arc<AgentClient>,
+    /// From QEMU's start to the agent's first answer.
+    pub ready_after: Duration,
+}
+
+/// Words on the kernel's command line of every guest. No `quiet`: the console is the record of a run. No
+/// `panic=`: a panicked guest stays where it is until the lab, which reads the panic on the console, ends it;
+/// with a reboot instead, a guest that panics at boot would go round in circles.
+pub(super) const KERNEL_ARGUMENTS: &str =
+    "console=ttyS0 rdinit=/init printk.time=1 random.trust_cpu=on mitigations=off audit=0";
+
+impl MachinePlan {
+    pub(super) fn new(
+        artifacts: &Artifacts,
+        initramfs: PathBuf,
+        shape: MachineShape,
+        kernel_arguments: &[String],
+    ) -> Self {
+        Self {
+            qemu: qemu_command(artifacts),
+            kernel: artifacts.kernel.image.clone(),
+            initramfs,
+            kernel_arguments: kernel_arguments.to_vec(),
+            shape,
+        }
+    }
+
+    /// The command line without our own sockets.
+    fn arguments(&self, begin: &Begin<'_>) -> Vec<OsString> {
+        let mut argv = self.qemu.clone();
+        let mut push = |words: &[&str]| argv.extend(words.iter().map(OsString::from));
+        for argument in self.shape.qemu_arguments() {
+            push(&[&argument]);
+        }
+        push(&["-accel", accelerator(), "-serial", "chardev:console"]);
+        push(&[
+            "-device",
+            "virtio-serial-pci,id=serial,bus=pcie.0,addr=0x03",
+        ]);
+        let port = p2plab_guest::protocol::PORT_NAME;
+        push(&[
+            "-device",
+            &format!("virtserialport,chardev=agent,name={port}"),
+        ]);
+        let mut append = KERNEL_ARGUMENTS.to_owned();
+        for argument in &self.kernel_arguments {
+            append.push(' ');
+            append.push_str(argument);
+        }
+        push(&["-append", &append]);
+        match begin {
+            Begin::BootForImage => {
+                for argument in self.shape.placeholder_arguments() {
+                    push(&[&argument]);
+                }
+            }
+            Begin::Boot(devices) => {
+                for device in *devices {
+                    push(&["-device", &device.to_string()]);
+                }
+            }
+            Begin::Restore(_) => push(&["-incoming", "defer"]),
+        }
+        argv.extend(["-kernel".into(), self.kernel.clone().into_os_string()]);
+        argv.extend(["-initrd".into(), self.initramfs.clone().into_os_string()]);
+        argv
+    }
+
+    /// Starts the machine and returns once its agent answers.
+    pub(super) fn start(&self, begin: &Begin<'_>, run: &RunDirectory) -> Result<Machine, LabError> {
+        let since = Instant::now();
+        let links = Links::new().map_err(crate::qemu::StartError::Io)?;
+        let mut argv = self.arguments(begin);
+        argv.extend(links.arguments());
+        run.write_command_line(&argv)?;
+        let mut qemu = Qemu::start(argv, links, &run.qemu_log(), &run.console_log())?;
+        let stream = qemu.take_agent().ok_or_else(|| {
+            LabError::Unexpected("the agent's stream was taken before the lab had it".into())
+        })?;
+        let agent = Arc::new(AgentClient::with_log(stream, &run.agent_log())?);
+        let patience = match begin {
+            Begin::Restore(image) => {
+                snapshot::load(&qemu.qmp, image)?;
+                qemu.qmp.cont()?;
+                wait::RESTORED_AGENT
+            }
+            Begin::Boot(_) | Begin::BootForImage => wait::BOOT,
+        };
+        let machine = Machine {
+            qemu,
+            agent,
+            ready_after: Duration::ZERO,
+        };
+        machine.watch_faults();
+        machine.hello(patience)?;
+        Ok(Machine {
+            ready_after: since.elapsed(),
+            ..machine
+        })
+    }
+}
+
+/// QEMU's command with its environment, which keeps it from modules of a QEMU installed on the host.
+fn qemu_command(artifacts: &Artifacts) -> Vec<OsString> {
+    let mut argv = Vec::new();
+    if !artifacts.qemu.env.is_empty() {
+        argv.push("env".into());
+    }
+    for (name, value) in &artifacts.qemu.env {
+        let mut assignment = name.clone();
+        assignment.push("=");
+        assignment.push(value);
+        argv.push(assignment);
+    }
+    argv.extend(artifacts.qemu.argv_prefix.iter().cloned());
+    argv
+}
+
+impl Machine {
+    /// Begins (or, after a reboot, begins again) the conversation with the agent.
+    pub(super) fn hello(&self, patience: Duration) -> Result<(), LabError> {
+        match self.agent.hello(patience) {
+            Ok(hello) => {
+                if !hello.status.failed_modules.is_empty() {
+                    let failed = &hello.status.failed_modules;
+                    tracing::warn!(?failed, "the guest could not load modules");
+                }
+                Ok(())
+            }
+            Err(error) => Err(self.cause(error.into())),
+        }
+    }
+
+    /// Every request to the agent fails with what ended the guest, not with a passed deadline.
+    fn watch_faults(&self) {
+        let agent = self.agent.clone();
+        self.qemu
+            .faults
+            .subscribe(move |fault| agent.fail(&fault.to_string()));
+    }
+
+    /// The fault that explains `error`, if there is one.
+    pub(super) fn cause(&self, error: LabError) -> LabError {
+        match self.qemu.faults.first() {
+            Some(fault) => LabError::Fault(fault),
+            None => error,
+        }
+    }
+
+    /// Powers the guest off and waits for QEMU to end.
+    pub(super) fn power_off(&self) -> Result<(), LabError> {
+        let deadline = wait::Deadline::new("the guest to power off", wait::SHUTDOWN);
+        self.agent
+            .shutdown(p2plab_guest::protocol::Power::Poweroff, wait::AGENT_COMMAND)?;
+        let status = self
+            .qemu
+            .child
+            .wait(&deadline)
+            .map_err(|error| LabError::Unexpected(error.to_string()))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(match self.qemu.faults.first().as_deref() {
+            Some(Fault::Guest(_)) | None => {
+                LabError::Unexpected(format!("QEMU ended with {status}"))
+            }
+            Some(fault) => LabError::Unexpected(fault.to_string()),
+        })
+    }
+}
+
+/// KVM where it can boot a kernel, else emulation with a thread for each of the guest's CPUs.
+pub(super) fn accelerator() -> &'static str {
+    match p2plab_images::accelerator() {
+        Accelerator::Kvm => "kvm",
+        Accelerator::Tcg(_) => "tcg,thread=multi",
+    }
+}

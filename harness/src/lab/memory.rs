@@ -1,0 +1,65 @@
+//! Whether the host has the memory that a lab needs.
+
+use super::LabError;
+use crate::topology::{Backing, DeviceOptions, MIB, Topology};
+
+/// What QEMU takes besides the guest's memory, measured with TCG's translation cache included.
+const QEMU_OVERHEAD: u64 = 256 * MIB;
+
+/// Bytes that a lab of `topology` can come to use.
+fn needed(topology: &Topology) -> u64 {
+    let devices: u64 = topology
+        .endpoints
+        .iter()
+        .map(|endpoint| {
+            let DeviceOptions::Nvme(nvme) = &endpoint.device;
+            let blocks = if nvme.backing == Backing::Memory {
+                nvme.size
+            } else {
+                0
+            };
+            blocks.saturating_add(nvme.cmb.map_or(0, |cmb| cmb.size))
+        })
+        .fold(0, u64::saturating_add);
+    devices
+        .saturating_add(topology.guest.memory)
+        .saturating_add(QEMU_OVERHEAD)
+}
+
+/// `MemAvailable` of /proc/meminfo in bytes.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(1024)
+}
+
+/// Refuses a lab that the host has no memory for: the alternative is the kernel's OOM killer, in the middle.
+///
+/// # Errors
+/// [`LabError::Memory`].
+pub(super) fn check(topology: &Topology) -> Result<(), LabError> {
+    let needed = needed(topology);
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    match available(&meminfo) {
+        Some(available) if available < needed => Err(LabError::Memory { needed, available }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read() {
+        let text = "MemTotal:       24000 kB\nMemAvailable:    1024 kB\n";
+        assert_eq!(available(text), Some(1 << 20));
+        assert_eq!(available("nonsense"), None);
+    }
+}

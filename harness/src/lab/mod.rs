@@ -1,0 +1,421 @@
+//! A lab: fabric and endpoints in this process, and a guest that uses them.
+//!
+//! ```no_run
+//! use p2plab::lab::Lab;
+//! use p2plab::topology::{GIB, MIB, Nvme, Topology};
+//!
+//! let topology = Topology::builder("two-ssds")
+//!     .root_port("rp0")
+//!     .switch("sw0", "rp0", 4)
+//!     .nvme("ssd0", "sw0.0", Nvme::memory(GIB).cmb(64 * MIB))
+//!     .nvme("ssd1", "sw0.1", Nvme::memory(GIB))
+//!     .build()?;
+//! let lab = Lab::options(topology).start()?;
+//! let ssd = lab.guest()?.nvme("ssd0")?;
+//! let before = lab.traffic();
+//! lab.guest()?.sh(&format!("dd if={} of=/dev/null bs=1M count=16", ssd.block_device))?;
+//! println!("{}", lab.traffic().since(&before));
+//! lab.finish()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod base_image;
+mod devices;
+mod error;
+mod guest;
+mod machine;
+mod memory;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use p2plab_images::{Artifacts, Cache, Initramfs, InitramfsSpec, Overrides, Progress};
+use p2plab_pcie::Traffic;
+
+pub use devices::{Device, Devices};
+pub use error::LabError;
+pub use guest::{Guest, GuestNvme};
+
+use crate::agent::AgentClient;
+use crate::qemu::Qemu;
+use crate::run_directory::{Outcome, RunDirectory};
+use crate::shape::Slot;
+use crate::topology::Topology;
+use crate::wait::{self, Deadline};
+use machine::{Begin, Machine, MachinePlan};
+
+/// Kernel modules of the guest's drivers for all kinds of endpoint: loaded before a base image is saved, so
+/// that every scenario finds them there.
+const DRIVERS: [&str; 1] = ["nvme"];
+
+/// How a lab is started.
+pub struct LabOptions {
+    topology: Topology,
+    cold: bool,
+    run_directory: Option<PathBuf>,
+    put: Vec<(PathBuf, String)>,
+}
+
+/// A running lab. Dropping it ends everything at once; [`finish`](Lab::finish) ends it in order.
+pub struct Lab {
+    // In the order in which they must end: the guest first.
+    machine: Option<Machine>,
+    devices: Devices,
+    plan: MachinePlan,
+    artifacts: Artifacts,
+    slots: Vec<(String, Slot)>,
+    run: RunDirectory,
+    began: Instant,
+    ready_after: Duration,
+}
+
+impl LabOptions {
+    /// Boots the guest from scratch, with the endpoints plugged in from the start, where otherwise it is
+    /// restored from a base image and the endpoints are hot-added.
+    #[must_use]
+    pub fn cold(mut self, cold: bool) -> Self {
+        self.cold = cold;
+        self
+    }
+
+    /// Where the run's logs go: this folder, emptied first. Otherwise a new one among the cache's `runs`.
+    #[must_use]
+    pub fn run_directory(mut self, path: impl Into<PathBuf>) -> Self {
+        self.run_directory = Some(path.into());
+        self
+    }
+
+    /// Puts a file of the host into the guest before anything else runs there.
+    #[must_use]
+    pub fn put(mut self, host: impl Into<PathBuf>, guest: impl Into<String>) -> Self {
+        self.put.push((host.into(), guest.into()));
+        self
+    }
+
+    /// Starts the lab; the guest's agent answers and all endpoints are plugged in when this returns.
+    ///
+    /// # Errors
+    /// See [`LabError`]; the run directory then holds the logs.
+    pub fn start(self) -> Result<Lab, LabError> {
+        self.start_with(&mut p2plab_images::Silent)
+    }
+
+    /// As [`start`](Self::start); `progress` hears of downloads and other long work.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(self, progress: &mut dyn Progress) -> Result<Lab, LabError> {
+        let began = Instant::now();
+        self.topology.check()?;
+        self.topology.check_host()?;
+        memory::check(&self.topology)?;
+        let cache = Cache::open()?;
+        let artifacts = resolve(&cache, &self.topology, progress)?;
+        let run = open_run_directory(&cache, self.run_directory.as_deref())?;
+        run.write_topology(&self.topology.to_toml())?;
+        let path = run.path().to_owned();
+        self.start_in(began, &cache, artifacts, run, progress)
+            .map_err(|error| error.in_run(&path))
+    }
+
+    fn start_in(
+        self,
+        began: Instant,
+        cache: &Cache,
+        artifacts: Artifacts,
+        run: RunDirectory,
+        progress: &mut dyn Progress,
+    ) -> Result<Lab, LabError> {
+        let guest = &self.topology.guest;
+        let spec = InitramfsSpec {
+            modules: modules(&guest.load_modules),
+            ..Default::default()
+        };
+        let initramfs = Initramfs::build(cache, &artifacts, &spec)?;
+        let shape = self.topology.shape();
+        let slots = self
+            .topology
+            .endpoints
+            .iter()
+            .filter_map(|e| Some((e.name.clone(), shape.slot(&e.port)?)))
+            .collect();
+        let plan = MachinePlan::new(&artifacts, initramfs, shape, &guest.kernel_arguments);
+        let devices = Devices::start(&self.topology, None)?;
+        let arguments = devices
+            .iter()
+            .map(|device| devices.device_argument(device.name()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let machine = if self.cold {
+            progress.step("booting the guest", None);
+            plan.start(&Begin::Boot(&arguments), &run)?
+        } else {
+            let images = cache.directory("base-images")?;
+            let announce = || progress.step("booting the guest once, to save its base image", None);
+            let image = base_image::ensure(&images, &plan, &artifacts.identity(), announce)?;
+            let machine = plan.start(&Begin::Restore(&image), &run)?;
+            set_clock(&machine)?;
+            for argument in arguments {
+                let deadline = Deadline::new("QEMU to add an endpoint", wait::HOTPLUG);
+                machine
+                    .qemu
+                    .qmp
+                    .device_add(argument, &deadline)
+                    .map_err(|error| machine.cause(error.into()))?;
+            }
+            machine
+        };
+        for (host, guest) in &self.put {
+            let failed = |source| LabError::Directory {
+                path: host.clone(),
+                source,
+            };
+            let mode = std::fs::metadata(host)
+                .map_err(failed)?
+                .permissions()
+                .mode()
+                & 0o7777;
+            machine.agent.put_file(host, guest, mode, wait::BOOT)?;
+        }
+        progress.finish();
+        let ready_after = began.elapsed();
+        Ok(Lab {
+            machine: Some(machine),
+            devices,
+            plan,
+            artifacts,
+            slots,
+            run,
+            began,
+            ready_after,
+        })
+    }
+}
+
+impl Lab {
+    /// A lab of `topology`, to be started.
+    pub fn options(topology: Topology) -> LabOptions {
+        LabOptions {
+            topology,
+            cold: false,
+            run_directory: None,
+            put: Vec::new(),
+        }
+    }
+
+    /// The guest.
+    ///
+    /// # Errors
+    /// [`LabError::Unexpected`] between [`kill_qemu`](Self::kill_qemu) and
+    /// [`boot_again`](Self::boot_again).
+    pub fn guest(&self) -> Result<Guest<'_>, LabError> {
+        Ok(Guest {
+            agent: &self.machine()?.agent,
+            slots: &self.slots,
+        })
+    }
+
+    fn machine(&self) -> Result<&Machine, LabError> {
+        self.machine
+            .as_ref()
+            .ok_or_else(|| LabError::Unexpected("this lab's QEMU was stopped".into()))
+    }
+
+    /// QEMU: monitor, console, faults.
+    ///
+    /// # Errors
+    /// As [`guest`](Self::guest).
+    pub fn qemu(&self) -> Result<&Qemu, LabError> {
+        Ok(&self.machine()?.qemu)
+    }
+
+    /// The agent's client.
+    ///
+    /// # Errors
+    /// As [`guest`](Self::guest).
+    pub fn agent(&self) -> Result<&AgentClient, LabError> {
+        Ok(&self.machine()?.agent)
+    }
+
+    /// Fabric and endpoints.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// All counters, of this moment.
+    pub fn traffic(&self) -> Traffic {
+        self.devices.traffic()
+    }
+
+    /// What the lab runs on.
+    pub fn artifacts(&self) -> &Artifacts {
+        &self.artifacts
+    }
+
+    /// The folder with this run's logs.
+    pub fn run_directory(&self) -> &Path {
+        self.run.path()
+    }
+
+    /// How long the start took, until the agent answered and the endpoints were plugged in; and how long
+    /// ago it began.
+    pub fn start_time(&self) -> (Duration, Duration) {
+        (self.ready_after, self.began.elapsed())
+    }
+
+    /// Waits until the guest, which is rebooting, answers again.
+    ///
+    /// # Errors
+    /// The agent's, or the fault that ended the guest.
+    pub fn wait_ready(&self) -> Result<(), LabError> {
+        self.machine()?.hello(wait::BOOT)
+    }
+
+    /// Reboots the guest and waits until it answers again.
+    ///
+    /// # Errors
+    /// As [`wait_ready`](Self::wait_ready).
+    pub fn reboot(&self) -> Result<(), LabError> {
+        let machine = self.machine()?;
+        let mut events = machine.qemu.qmp.events();
+        let reboot = p2plab_guest::protocol::Power::Reboot;
+        machine.agent.shutdown(reboot, wait::AGENT_COMMAND)?;
+        let deadline = Deadline::new("the guest to reset its machine", wait::SHUTDOWN);
+        events.wait("RESET", &deadline, |_| true)?;
+        self.wait_ready()
+    }
+
+    /// Kills QEMU, as a crash would; the endpoints go on.
+    ///
+    /// # Errors
+    /// An endpoint that does not notice.
+    pub fn kill_qemu(&mut self) -> Result<(), LabError> {
+        drop(self.machine.take());
+        let deadline = Instant::now() + wait::HOTPLUG;
+        for device in self.devices.iter() {
+            device.wait_disconnected(deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Boots a new QEMU on the same endpoints, after [`kill_qemu`](Self::kill_qemu).
+    ///
+    /// # Errors
+    /// As a cold start.
+    pub fn boot_again(&mut self) -> Result<(), LabError> {
+        let arguments = self
+            .devices
+            .iter()
+            .map(|device| self.devices.device_argument(device.name()))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.machine = Some(self.plan.start(&Begin::Boot(&arguments), &self.run)?);
+        Ok(())
+    }
+
+    /// Unplugs endpoint `name` from the guest in order, then stops its server and removes it from the fabric.
+    ///
+    /// # Errors
+    /// A guest that does not let go, or no such endpoint.
+    pub fn detach(&mut self, name: &str) -> Result<(), LabError> {
+        let id = self.devices.device(name)?.qemu_id();
+        let deadline = Deadline::new(format!("the guest to let go of {name}"), wait::HOTPLUG);
+        let machine = self.machine()?;
+        machine
+            .qemu
+            .qmp
+            .device_del(&id, &deadline)
+            .map_err(|e| machine.cause(e.into()))?;
+        self.devices.remove(name)?;
+        self.slots.retain(|(endpoint, _)| endpoint != name);
+        Ok(())
+    }
+
+    /// Powers the guest off, checks that the counters obey their laws, and marks the run as passed.
+    ///
+    /// # Errors
+    /// A guest that does not power off, or [`LabError::Conservation`].
+    pub fn finish(mut self) -> Result<(), LabError> {
+        if let Some(machine) = self.machine.take() {
+            if let Some(fault) = machine.qemu.faults.first() {
+                return Err(LabError::Fault(fault));
+            }
+            machine.power_off()?;
+        }
+        self.write_counters();
+        self.traffic().check().map_err(LabError::Conservation)?;
+        self.run.finish(Outcome::Passed);
+        Ok(())
+    }
+
+    fn write_counters(&self) {
+        let devices: serde_json::Map<String, serde_json::Value> = self
+            .devices
+            .iter()
+            .map(|device| (device.name().to_owned(), device.function().dump()))
+            .collect();
+        let counters = serde_json::json!({ "traffic": self.traffic(), "devices": devices });
+        let written = serde_json::to_string_pretty(&counters)
+            .map_err(|error| error.to_string())
+            .and_then(|json| {
+                self.run
+                    .write_counters(&json)
+                    .map_err(|error| error.to_string())
+            });
+        if let Err(error) = written {
+            tracing::warn!("the counters are not in the run directory: {error}");
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.write_counters();
+    }
+}
+
+/// The drivers, and what the topology adds; a driver that the topology names, with parameters, comes once.
+fn modules(added: &[String]) -> Vec<String> {
+    let named = |driver: &str| {
+        added
+            .iter()
+            .any(|m| m.split_whitespace().next() == Some(driver))
+    };
+    let drivers = DRIVERS
+        .iter()
+        .filter(|driver| !named(driver))
+        .map(|driver| (*driver).to_owned());
+    drivers.chain(added.iter().cloned()).collect()
+}
+
+/// What the topology and the cache give to run on, fetched where it is missing.
+pub(crate) fn resolve(
+    cache: &Cache,
+    topology: &Topology,
+    progress: &mut dyn Progress,
+) -> Result<Artifacts, LabError> {
+    let overrides = Overrides {
+        qemu: topology.guest.qemu.clone(),
+        kernel: topology.guest.kernel.clone(),
+        modules: topology.guest.modules.clone(),
+    };
+    Ok(p2plab_images::resolve(cache, &overrides, progress)?)
+}
+
+fn open_run_directory(cache: &Cache, path: Option<&Path>) -> Result<RunDirectory, LabError> {
+    let run = match path.and_then(|path| Some((path.parent()?, path.file_name()?))) {
+        Some((base, name)) => RunDirectory::named(base, &name.to_string_lossy())?,
+        None => RunDirectory::dated(&cache.directory("runs")?)?,
+    };
+    Ok(run)
+}
+
+/// A restored guest's wall clock stands where the image was saved.
+fn set_clock(machine: &Machine) -> Result<(), LabError> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let seconds = now.map_or(0, |now| now.as_secs());
+    machine
+        .agent
+        .check(&crate::agent::Command::new("date").args(["-s".to_owned(), format!("@{seconds}")]))
+        .map_err(|error| machine.cause(error.into()))?;
+    Ok(())
+}

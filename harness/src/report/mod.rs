@@ -1,0 +1,162 @@
+//! What a scenario that compares modes reports: one table for people, one JSON document for programs.
+//!
+//! Every such scenario uses the same keys; see [`CopyReport`].
+
+mod table;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use p2plab_pcie::{MatrixEntry, PortTraffic, Traffic};
+use serde::{Deserialize, Serialize};
+
+/// Version of the JSON form of [`CopyReport`]; it changes when a key changes its meaning or goes.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// A comparison of ways to copy the same bytes in the same guest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CopyReport {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// Name of the scenario.
+    pub scenario: String,
+    /// One sentence: what is copied from where to where through what.
+    pub description: String,
+    /// Bytes copied in each mode.
+    pub size_bytes: u64,
+    /// Bytes moved by one read and one write.
+    pub chunk_bytes: u64,
+    /// Threads that copy, and chunks that each has in flight.
+    pub threads: u32,
+    /// See `threads`.
+    pub depth: u32,
+    /// How the bytes travelled; keys are `classic` (through host memory) and `p2p`.
+    pub modes: BTreeMap<String, ModeReport>,
+    /// Payload at the upstream ports of mode `p2p` divided by that of `classic`.
+    pub usp_payload_ratio: Option<f64>,
+    /// Each port in each mode.
+    pub ports: Vec<PortReport>,
+    /// Who sent what to whom, in each mode.
+    pub matrix: Vec<MatrixReport>,
+    /// What it ran on: QEMU, kernel, p2plab and others, by name.
+    pub versions: BTreeMap<String, String>,
+}
+
+/// One way to copy.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ModeReport {
+    /// Wall-clock time of the copy, measured in the guest.
+    pub seconds: f64,
+    /// `size_bytes / seconds`.
+    pub bytes_per_second: f64,
+    /// Payload bytes at the upstream ports below the root ports, both directions.
+    pub usp_payload_bytes: u64,
+    /// Packets at the same ports, both directions.
+    pub usp_tlps: u64,
+    /// Whether every byte of the destination was compared with what the source was filled with.
+    pub verified: bool,
+}
+
+/// One port in one mode.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PortReport {
+    /// The mode.
+    pub mode: String,
+    /// The counters.
+    #[serde(flatten)]
+    pub traffic: PortTraffic,
+    /// Payload bytes in both directions.
+    pub payload_bytes: u64,
+    /// Packets in both directions.
+    pub tlps: u64,
+}
+
+/// One pair of parties in one mode.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MatrixReport {
+    /// The mode.
+    pub mode: String,
+    /// The counters.
+    #[serde(flatten)]
+    pub entry: MatrixEntry,
+}
+
+/// A mode as it was measured.
+#[derive(Clone, Debug)]
+pub struct MeasuredMode {
+    /// `classic` or `p2p`.
+    pub name: String,
+    /// Wall-clock time in the guest.
+    pub seconds: f64,
+    /// What crossed the ports meanwhile.
+    pub traffic: Traffic,
+    /// Whether the data was compared and is right.
+    pub verified: bool,
+}
+
+impl CopyReport {
+    /// Puts measured modes together; the caller fills in what describes the run.
+    pub fn new(scenario: &str, size_bytes: u64, chunk_bytes: u64, modes: &[MeasuredMode]) -> Self {
+        let mut report = Self {
+            schema_version: SCHEMA_VERSION,
+            scenario: scenario.to_owned(),
+            description: String::new(),
+            size_bytes,
+            chunk_bytes,
+            threads: 1,
+            depth: 1,
+            modes: BTreeMap::new(),
+            usp_payload_ratio: None,
+            ports: Vec::new(),
+            matrix: Vec::new(),
+            versions: BTreeMap::new(),
+        };
+        for mode in modes {
+            report.add(mode);
+        }
+        report.usp_payload_ratio = report
+            .modes
+            .get("p2p")
+            .zip(report.modes.get("classic"))
+            .map(|(p2p, classic)| {
+                p2p.usp_payload_bytes as f64 / classic.usp_payload_bytes.max(1) as f64
+            });
+        report
+    }
+
+    fn add(&mut self, mode: &MeasuredMode) {
+        self.modes.insert(
+            mode.name.clone(),
+            ModeReport {
+                seconds: mode.seconds,
+                bytes_per_second: self.size_bytes as f64 / mode.seconds,
+                usp_payload_bytes: mode.traffic.upstream_payload_bytes(),
+                usp_tlps: mode.traffic.upstream_ports().map(PortTraffic::tlps).sum(),
+                verified: mode.verified,
+            },
+        );
+        self.ports
+            .extend(mode.traffic.ports.iter().map(|port| PortReport {
+                mode: mode.name.clone(),
+                payload_bytes: port.payload_bytes(),
+                tlps: port.tlps(),
+                traffic: port.clone(),
+            }));
+        self.matrix
+            .extend(mode.traffic.matrix.iter().map(|entry| MatrixReport {
+                mode: mode.name.clone(),
+                entry: entry.clone(),
+            }));
+    }
+
+    /// Writes the JSON form.
+    ///
+    /// # Errors
+    /// The file's.
+    pub fn write_json(&self, path: &Path) -> io::Result<()> {
+        let mut text = serde_json::to_string_pretty(self).map_err(io::Error::other)?;
+        text.push('\n');
+        std::fs::write(path, text)
+    }
+}

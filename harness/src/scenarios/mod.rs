@@ -1,0 +1,92 @@
+//! The scenarios that `p2plab run` knows: the examples of the talk, each one command.
+
+pub mod copy;
+pub mod nvme_cmb_copy;
+
+use std::path::PathBuf;
+
+use p2plab_images::Progress;
+
+use crate::lab::LabError;
+use crate::report::CopyReport;
+use crate::topology::{GIB, MIB};
+
+/// What a user can say about a scenario.
+#[derive(Clone, Debug)]
+pub struct ScenarioOptions {
+    /// Bytes to copy in each mode.
+    pub size: u64,
+    /// Bytes moved by one read and one write.
+    pub chunk: u64,
+    /// Threads that copy.
+    pub threads: u32,
+    /// Chunks that each thread has in flight.
+    pub depth: u32,
+    /// Boot from scratch.
+    pub cold: bool,
+    /// Folder for files that stand for the SSDs' media; memory otherwise.
+    pub media: Option<PathBuf>,
+    /// Folder for the run's logs.
+    pub run_directory: Option<PathBuf>,
+    /// QEMU, kernel and modules of the user's own.
+    pub own: OwnArtifacts,
+}
+
+/// What a user brings along instead of what the lab fetches.
+#[derive(Clone, Debug, Default)]
+pub struct OwnArtifacts {
+    /// A `qemu-system-x86_64`.
+    pub qemu: Option<PathBuf>,
+    /// A bzImage.
+    pub kernel: Option<PathBuf>,
+    /// The folder of that kernel's modules.
+    pub modules: Option<PathBuf>,
+}
+
+impl Default for ScenarioOptions {
+    fn default() -> Self {
+        Self {
+            size: GIB,
+            chunk: MIB,
+            threads: 1,
+            depth: 4,
+            cold: false,
+            media: None,
+            run_directory: None,
+            own: OwnArtifacts::default(),
+        }
+    }
+}
+
+impl OwnArtifacts {
+    /// Puts what was given in the place of what the topology says.
+    pub fn apply(&self, topology: &mut crate::topology::Topology) {
+        let guest = &mut topology.guest;
+        for (own, theirs) in [
+            (&self.qemu, &mut guest.qemu),
+            (&self.kernel, &mut guest.kernel),
+            (&self.modules, &mut guest.modules),
+        ] {
+            if own.is_some() {
+                theirs.clone_from(own);
+            }
+        }
+    }
+}
+
+/// A scenario.
+pub struct Scenario {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// One line for `p2plab list`.
+    pub summary: &'static str,
+    /// Runs it.
+    pub run: fn(&ScenarioOptions, &mut dyn Progress) -> Result<CopyReport, LabError>,
+}
+
+/// All scenarios.
+pub const SCENARIOS: [Scenario; 1] = [Scenario {
+    name: nvme_cmb_copy::NAME,
+    summary: "copy between two NVMe SSDs, through host memory and through a CMB (example 2 of the talk)",
+    run: nvme_cmb_copy::run,
+}];

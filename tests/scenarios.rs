@@ -1,0 +1,6 @@
+//! VM scenarios. Each is a plain test: it builds a topology, starts a lab, acts in the guest, reads the
+//! traffic, and asserts. One file per system or example of the talk.
+#![allow(clippy::unwrap_used)]
+
+mod boot;
+mod nvme_cmb_copy;
