@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used)]
 
 mod boot;
+mod example;
 mod nvme_cmb_copy;
