@@ -8,6 +8,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::tlp::{Tally, TlpKind};
 use crate::tree::{Crossing, Direction};
 
+/// Whether traffic is counted: `false` where the feature `counters` was compiled out to measure what it costs.
+/// All tallies then stay zero, and stand for nothing.
+pub const COUNTING: bool = cfg!(feature = "counters");
+
 /// Number of packet kinds.
 const KINDS: usize = TlpKind::ALL.len();
 
@@ -150,7 +154,7 @@ impl Ledger {
     /// Counts `movements` as one event.
     pub(crate) fn record(&self, movements: &[Movement<'_>]) {
         // Without the feature counting is compiled out: that is how its cost is measured.
-        if cfg!(feature = "counters") {
+        if COUNTING {
             let mut cells = self.lock();
             for movement in movements {
                 cells.count(movement);

@@ -42,6 +42,7 @@ pub mod tlp;
 pub mod traffic;
 pub mod tree;
 
+pub use counters::COUNTING;
 pub use endpoint::{
     BarBacking, BarDeclaration, CpuAccess, Declaration, Endpoint, Identity, MsixDeclaration,
     ResetKind,

@@ -7,12 +7,14 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
 use super::LabError;
 use super::machine::{Begin, Machine, MachinePlan};
+use super::phases::Phases;
 use crate::agent::Command;
 use crate::qemu::snapshot;
 use crate::run_directory::{Outcome, RunDirectory};
@@ -53,7 +55,11 @@ fn build(directory: &Path, image: &Path, plan: &MachinePlan) -> Result<(), LabEr
         .file_stem()
         .map(|name| name.to_string_lossy().into_owned());
     let mut run = RunDirectory::named(directory, &name.unwrap_or_else(|| "boot".into()))?;
-    let machine = plan.start(&Begin::BootForImage, &run)?;
+    let machine = plan.start(
+        &Begin::BootForImage,
+        &run,
+        &mut Phases::begin(Instant::now()),
+    )?;
     let boot = machine.ready_after;
     empty_slots(&machine, plan)?;
     snapshot::save(&machine.qemu.qmp, image)?;

@@ -110,7 +110,15 @@ impl Guest<'_> {
     /// # Errors
     /// The agent's.
     pub fn nvme(&self, name: &str) -> Result<GuestNvme, LabError> {
-        let number = self.slot(name)?.number;
+        self.nvme_in_slot(name, self.slot(name)?)
+    }
+
+    /// As [`nvme`](Self::nvme), for a device that is not the lab's: hot-added through the monitor into `slot`.
+    ///
+    /// # Errors
+    /// The agent's.
+    pub fn nvme_in_slot(&self, name: &str, slot: &Slot) -> Result<GuestNvme, LabError> {
+        let number = slot.number;
         // One command for all: under emulation a process costs tens of milliseconds.
         let line = format!(
             "s=/sys/bus/pci/slots/{number}/address

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use p2plab_images::{Accelerator, Artifacts};
 
 use super::LabError;
+use super::phases::Phases;
 use crate::agent::AgentClient;
 use crate::qemu::fault::Fault;
 use crate::qemu::{Links, Qemu, snapshot};
@@ -108,7 +109,12 @@ impl MachinePlan {
     }
 
     /// Starts the machine and returns once its agent answers.
-    pub(super) fn start(&self, begin: &Begin<'_>, run: &RunDirectory) -> Result<Machine, LabError> {
+    pub(super) fn start(
+        &self,
+        begin: &Begin<'_>,
+        run: &RunDirectory,
+        phases: &mut Phases,
+    ) -> Result<Machine, LabError> {
         let since = Instant::now();
         let links = Links::new().map_err(crate::qemu::StartError::Io)?;
         let mut argv = self.arguments(begin);
@@ -119,10 +125,12 @@ impl MachinePlan {
             LabError::Unexpected("the agent's stream was taken before the lab had it".into())
         })?;
         let agent = Arc::new(AgentClient::with_log(stream, &run.agent_log())?);
+        phases.end("QEMU started");
         let patience = match begin {
             Begin::Restore(image) => {
                 snapshot::load(&qemu.qmp, image)?;
                 qemu.qmp.cont()?;
+                phases.end("guest restored");
                 wait::RESTORED_AGENT
             }
             Begin::Boot(_) | Begin::BootForImage => wait::BOOT,
@@ -134,6 +142,7 @@ impl MachinePlan {
         };
         machine.watch_faults();
         machine.hello(patience)?;
+        phases.end("agent answers");
         Ok(Machine {
             ready_after: since.elapsed(),
             ..machine

@@ -25,6 +25,7 @@ mod error;
 mod guest;
 mod machine;
 mod memory;
+mod phases;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ use p2plab_pcie::Traffic;
 pub use devices::{Device, Devices};
 pub use error::LabError;
 pub use guest::{Guest, GuestNvme};
+pub use phases::Phase;
 
 use crate::agent::AgentClient;
 use crate::qemu::Qemu;
@@ -44,6 +46,7 @@ use crate::shape::Slot;
 use crate::topology::Topology;
 use crate::wait::{self, Deadline};
 use machine::{Begin, Machine, MachinePlan};
+use phases::Phases;
 
 /// Kernel modules of the guest's drivers for all kinds of endpoint: loaded before a base image is saved, so
 /// that every scenario finds them there.
@@ -68,6 +71,7 @@ pub struct Lab {
     run: RunDirectory,
     began: Instant,
     ready_after: Duration,
+    phases: Vec<Phase>,
 }
 
 impl LabOptions {
@@ -127,6 +131,7 @@ impl LabOptions {
         run: RunDirectory,
         progress: &mut dyn Progress,
     ) -> Result<Lab, LabError> {
+        let mut phases = Phases::begin(began);
         let guest = &self.topology.guest;
         let spec = InitramfsSpec {
             modules: modules(&guest.load_modules),
@@ -146,15 +151,18 @@ impl LabOptions {
             .iter()
             .map(|device| devices.device_argument(device.name()))
             .collect::<Result<Vec<_>, _>>()?;
+        phases.end("artifacts, endpoints");
         let machine = if self.cold {
             progress.step("booting the guest", None);
-            plan.start(&Begin::Boot(&arguments), &run)?
+            plan.start(&Begin::Boot(&arguments), &run, &mut phases)?
         } else {
             let images = cache.directory("base-images")?;
             let announce = || progress.step("booting the guest once, to save its base image", None);
             let image = base_image::ensure(&images, &plan, &artifacts.identity(), announce)?;
-            let machine = plan.start(&Begin::Restore(&image), &run)?;
+            phases.end("base image");
+            let machine = plan.start(&Begin::Restore(&image), &run, &mut phases)?;
             set_clock(&machine)?;
+            phases.end("clock set");
             for argument in arguments {
                 let deadline = Deadline::new("QEMU to add an endpoint", wait::HOTPLUG);
                 machine
@@ -163,6 +171,7 @@ impl LabOptions {
                     .device_add(argument, &deadline)
                     .map_err(|error| machine.cause(error.into()))?;
             }
+            phases.end("endpoints hot-added");
             machine
         };
         for (host, guest) in &self.put {
@@ -188,6 +197,7 @@ impl LabOptions {
             run,
             began,
             ready_after,
+            phases: phases.into_vec(),
         })
     }
 }
@@ -263,6 +273,11 @@ impl Lab {
         (self.ready_after, self.began.elapsed())
     }
 
+    /// What the start consisted of, in order.
+    pub fn start_phases(&self) -> &[Phase] {
+        &self.phases
+    }
+
     /// Waits until the guest, which is rebooting, answers again.
     ///
     /// # Errors
@@ -308,7 +323,9 @@ impl Lab {
             .iter()
             .map(|device| self.devices.device_argument(device.name()))
             .collect::<Result<Vec<_>, _>>()?;
-        self.machine = Some(self.plan.start(&Begin::Boot(&arguments), &self.run)?);
+        let mut phases = Phases::begin(Instant::now());
+        let begin = Begin::Boot(&arguments);
+        self.machine = Some(self.plan.start(&begin, &self.run, &mut phases)?);
         Ok(())
     }
 

@@ -1,15 +1,41 @@
-//! What a scenario that compares modes reports: one table for people, one JSON document for programs.
+//! What scenarios report: one table for people, one JSON document for programs.
 //!
-//! Every such scenario uses the same keys; see [`CopyReport`].
+//! Every scenario that compares modes uses the keys of [`CopyReport`], every benchmark those of [`Benchmark`].
 
+mod benchmark;
 mod table;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::path::Path;
 
-use p2plab_pcie::{MatrixEntry, PortTraffic, Traffic};
+use p2plab_pcie::{COUNTING, MatrixEntry, PortTraffic, Traffic};
 use serde::{Deserialize, Serialize};
+
+pub use benchmark::{BENCHMARK_SCHEMA_VERSION, Benchmark, Measurement, Table, Target};
+
+/// What a scenario hands to whoever ran it; its `Display` form is the table.
+pub trait Report: fmt::Display {
+    /// Whether the scenario found everything right.
+    fn passed(&self) -> bool;
+
+    /// The JSON form.
+    ///
+    /// # Errors
+    /// None that a report can have: the serializer's.
+    fn json(&self) -> serde_json::Result<serde_json::Value>;
+
+    /// Writes the JSON form.
+    ///
+    /// # Errors
+    /// The file's.
+    fn write_json(&self, path: &Path) -> io::Result<()> {
+        let mut text = serde_json::to_string_pretty(&self.json()?)?;
+        text.push('\n');
+        std::fs::write(path, text)
+    }
+}
 
 /// Version of the JSON form of [`CopyReport`]; it changes when a key changes its meaning or goes.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -31,6 +57,9 @@ pub struct CopyReport {
     pub threads: u32,
     /// See `threads`.
     pub depth: u32,
+    /// Whether traffic was counted. Where the counters were compiled out, to measure what they cost, all that they
+    /// would say is missing below.
+    pub counted: bool,
     /// How the bytes travelled; keys are `classic` (through host memory) and `p2p`.
     pub modes: BTreeMap<String, ModeReport>,
     /// Payload at the upstream ports of mode `p2p` divided by that of `classic`.
@@ -51,11 +80,18 @@ pub struct ModeReport {
     /// `size_bytes / seconds`.
     pub bytes_per_second: f64,
     /// Payload bytes at the upstream ports below the root ports, both directions.
+    #[serde(default, skip_serializing_if = "uncounted")]
     pub usp_payload_bytes: u64,
     /// Packets at the same ports, both directions.
+    #[serde(default, skip_serializing_if = "uncounted")]
     pub usp_tlps: u64,
     /// Whether every byte of the destination was compared with what the source was filled with.
     pub verified: bool,
+}
+
+/// A zero of a counter that was compiled out is no measurement and is not written as one.
+fn uncounted(_value: &u64) -> bool {
+    !COUNTING
 }
 
 /// One port in one mode.
@@ -106,6 +142,7 @@ impl CopyReport {
             chunk_bytes,
             threads: 1,
             depth: 1,
+            counted: COUNTING,
             modes: BTreeMap::new(),
             usp_payload_ratio: None,
             ports: Vec::new(),
@@ -119,6 +156,7 @@ impl CopyReport {
             .modes
             .get("p2p")
             .zip(report.modes.get("classic"))
+            .filter(|_| COUNTING)
             .map(|(p2p, classic)| {
                 p2p.usp_payload_bytes as f64 / classic.usp_payload_bytes.max(1) as f64
             });
@@ -136,6 +174,9 @@ impl CopyReport {
                 verified: mode.verified,
             },
         );
+        if !COUNTING {
+            return;
+        }
         self.ports
             .extend(mode.traffic.ports.iter().map(|port| PortReport {
                 mode: mode.name.clone(),
@@ -149,14 +190,14 @@ impl CopyReport {
                 entry: entry.clone(),
             }));
     }
+}
 
-    /// Writes the JSON form.
-    ///
-    /// # Errors
-    /// The file's.
-    pub fn write_json(&self, path: &Path) -> io::Result<()> {
-        let mut text = serde_json::to_string_pretty(self).map_err(io::Error::other)?;
-        text.push('\n');
-        std::fs::write(path, text)
+impl Report for CopyReport {
+    fn passed(&self) -> bool {
+        self.modes.values().all(|mode| mode.verified)
+    }
+
+    fn json(&self) -> serde_json::Result<serde_json::Value> {
+        serde_json::to_value(self)
     }
 }

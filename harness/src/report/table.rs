@@ -122,6 +122,12 @@ impl fmt::Display for CopyReport {
         let names = self.mode_names();
         self.write_summary(f, &names)?;
         writeln!(f)?;
+        if !self.counted {
+            return writeln!(
+                f,
+                "No traffic: this p2plab was built without its feature `counters`, to measure what counting costs."
+            );
+        }
         self.write_ports(f, &names)?;
         if let Some((p2p, classic)) = self.mode("p2p").zip(self.mode("classic")) {
             let per = classic.usp_payload_bytes as f64 / p2p.usp_payload_bytes.max(1) as f64;

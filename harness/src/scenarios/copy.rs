@@ -1,16 +1,13 @@
 //! Copying the same bytes in two modes in the same guest, and comparing what it took.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use p2plab_guest::pattern;
 use p2plab_images::Progress;
-use rustix::fs::FallocateFlags;
 use serde::Deserialize;
 
 use super::ScenarioOptions;
+use super::media::{clear, fill, medium, verify};
 use crate::agent::Command;
 use crate::lab::{GuestNvme, Lab, LabError};
 use crate::report::{CopyReport, MeasuredMode};
@@ -38,10 +35,6 @@ struct CopyResult {
     seconds: f64,
 }
 
-/// Seed of the pattern on the source.
-const SEED: u64 = 0x7032_706c_6162;
-/// Bytes filled or compared at once: fits into a second-level cache.
-const BLOCK: u64 = MIB;
 /// A copy slower than this has failed.
 const SLOWEST: u64 = 4 * MIB;
 
@@ -81,15 +74,25 @@ pub fn run(
     options: &ScenarioOptions,
     progress: &mut dyn Progress,
 ) -> Result<CopyReport, LabError> {
-    let mut start = Lab::options(topology).cold(options.cold);
-    if let Some(directory) = &options.run_directory {
-        start = start.run_directory(directory);
-    }
-    let lab = start.start_with(progress)?;
+    let lab = start(topology, options, progress)?;
     let report =
         compare(&lab, job, options, progress).map_err(|error| error.in_run(lab.run_directory()))?;
     lab.finish()?;
     Ok(report)
+}
+
+/// Starts a lab as the options say.
+pub(super) fn start(
+    mut topology: Topology,
+    options: &ScenarioOptions,
+    progress: &mut dyn Progress,
+) -> Result<Lab, LabError> {
+    options.own.apply(&mut topology);
+    let mut start = Lab::options(topology).cold(options.cold);
+    if let Some(directory) = &options.run_directory {
+        start = start.run_directory(directory);
+    }
+    start.start_with(progress)
 }
 
 /// Copies in both modes in a running lab.
@@ -108,24 +111,28 @@ pub fn compare(
     let guest = lab.guest()?;
     let from = guest.nvme(job.source)?;
     let to = guest.nvme(job.destination)?;
-    let buffer = guest.nvme(job.buffer)?.p2pmem.ok_or_else(|| {
-        LabError::Unexpected(format!(
-            "the guest's kernel has registered no peer-to-peer memory of {}; its dmesg in the run directory's \
-             console.log says why",
-            job.buffer
-        ))
-    })?;
+    let owner = guest.nvme(job.buffer)?;
+    let peer_memory = p2pmem(&owner, job.buffer)?;
     let mut modes = Vec::new();
-    for (name, buffer) in [("classic", "memory"), ("p2p", buffer.as_str())] {
+    for (name, buffer) in [("classic", "memory"), ("p2p", peer_memory)] {
         clear(destination, options.size)?;
         progress.step(&format!("copying, {name}"), None);
         let before = lab.traffic();
-        let result = copy(lab, &from, &to, buffer, options)?;
+        let seconds = GuestCopy {
+            from: &from,
+            to: &to,
+            buffer,
+            size: options.size,
+            chunk: options.chunk,
+            threads: options.threads,
+            depth: options.depth,
+        }
+        .run(lab)?;
         let traffic = lab.traffic().since(&before);
         let verified = verify(destination, options.size, progress)?;
         modes.push(MeasuredMode {
             name: name.to_owned(),
-            seconds: result.seconds,
+            seconds,
             traffic,
             verified,
         });
@@ -134,105 +141,61 @@ pub fn compare(
     let mut report = CopyReport::new(job.scenario, options.size, options.chunk, &modes);
     report.description = job.description.to_owned();
     (report.threads, report.depth) = (options.threads, options.depth);
-    report.versions = lab.artifacts().versions().clone();
-    report
-        .versions
-        .insert("p2plab".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+    report.versions = versions(lab);
     Ok(report)
 }
 
-fn copy(
-    lab: &Lab,
-    from: &GuestNvme,
-    to: &GuestNvme,
-    buffer: &str,
-    options: &ScenarioOptions,
-) -> Result<CopyResult, LabError> {
-    let seconds = 30 + options.size / SLOWEST;
-    let command = Command::new("p2pcopy")
-        .args(["--json", "--buffer", buffer])
-        .args(["--chunk".to_owned(), options.chunk.to_string()])
-        .args(["--size".to_owned(), options.size.to_string()])
-        .args(["--threads".to_owned(), options.threads.to_string()])
-        .args(["--depth".to_owned(), options.depth.to_string()])
-        .args([&from.block_device, &to.block_device])
-        .deadline(Duration::from_secs(seconds));
-    let output = lab.agent()?.check(&command)?.text();
-    let result: CopyResult = serde_json::from_str(&output).map_err(|error| {
-        LabError::Unexpected(format!("p2pcopy answers `{}`: {error}", output.trim()))
-    })?;
-    if result.bytes == options.size {
-        return Ok(result);
-    }
-    Err(LabError::Unexpected(format!(
-        "p2pcopy copied {} of {} bytes",
-        result.bytes, options.size
-    )))
+/// One run of the guest's p2pcopy.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GuestCopy<'a> {
+    pub from: &'a GuestNvme,
+    pub to: &'a GuestNvme,
+    /// `memory`, or a file whose mapping is the buffer.
+    pub buffer: &'a str,
+    pub size: u64,
+    pub chunk: u64,
+    pub threads: u32,
+    pub depth: u32,
 }
 
-fn medium<'a>(lab: &'a Lab, name: &str) -> Result<&'a File, LabError> {
-    lab.devices()
-        .device(name)?
-        .nvme()
-        .and_then(|controller| controller.namespace_file(1))
-        .ok_or_else(|| LabError::Unexpected(format!("{name} has no namespace")))
-}
-
-/// Fills the first `size` bytes of `file` with the pattern.
-fn fill(file: &File, size: u64, progress: &mut dyn Progress) -> Result<(), LabError> {
-    progress.step("filling the source", Some(size));
-    let mut block = vec![0; BLOCK as usize];
-    let mut offset = 0;
-    while offset < size {
-        let length = BLOCK.min(size - offset) as usize;
-        pattern::fill(SEED, offset, &mut block[..length]);
-        file.write_all_at(&block[..length], offset)
-            .map_err(medium_error)?;
-        offset += length as u64;
-        progress.at(offset);
-    }
-    Ok(())
-}
-
-/// Compares every byte of `file` with the pattern; `false` where one differs.
-fn verify(file: &File, size: u64, progress: &mut dyn Progress) -> Result<bool, LabError> {
-    progress.step("comparing every byte", Some(size));
-    let mut block = vec![0; BLOCK as usize];
-    let mut offset = 0;
-    while offset < size {
-        let length = BLOCK.min(size - offset) as usize;
-        file.read_exact_at(&mut block[..length], offset)
-            .map_err(medium_error)?;
-        if let Some(at) = pattern::verify(SEED, offset, &block[..length]) {
-            tracing::error!(at, "the copy differs from the source");
-            return Ok(false);
+impl GuestCopy<'_> {
+    /// Copies, and returns the seconds that it took, as the guest's clock has it.
+    pub(super) fn run(&self, lab: &Lab) -> Result<f64, LabError> {
+        let command = Command::new("p2pcopy")
+            .args(["--json", "--buffer", self.buffer])
+            .args(["--chunk".to_owned(), self.chunk.to_string()])
+            .args(["--size".to_owned(), self.size.to_string()])
+            .args(["--threads".to_owned(), self.threads.to_string()])
+            .args(["--depth".to_owned(), self.depth.to_string()])
+            .args([&self.from.block_device, &self.to.block_device])
+            .deadline(Duration::from_secs(30 + self.size / SLOWEST));
+        let output = lab.agent()?.check(&command)?.text();
+        let result: CopyResult = serde_json::from_str(&output).map_err(|error| {
+            LabError::Unexpected(format!("p2pcopy answers `{}`: {error}", output.trim()))
+        })?;
+        if result.bytes == self.size {
+            return Ok(result.seconds);
         }
-        offset += length as u64;
-        progress.at(offset);
+        Err(LabError::Unexpected(format!(
+            "p2pcopy copied {} of {} bytes",
+            result.bytes, self.size
+        )))
     }
-    Ok(true)
 }
 
-/// Makes the destination read as zeros, so that a copy that did not happen cannot pass.
-fn clear(file: &File, size: u64) -> Result<(), LabError> {
-    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    rustix::fs::fallocate(file, flags, 0, size).map_err(|error| medium_error(error.into()))
+/// The file whose mapping is peer-to-peer memory of the endpoint `name`.
+pub(super) fn p2pmem<'a>(nvme: &'a GuestNvme, name: &str) -> Result<&'a str, LabError> {
+    nvme.p2pmem.as_deref().ok_or_else(|| {
+        LabError::Unexpected(format!(
+            "the guest's kernel has registered no peer-to-peer memory of {name}; its dmesg in the run directory's \
+             console.log says why"
+        ))
+    })
 }
 
-fn medium_error(source: std::io::Error) -> LabError {
-    LabError::Medium(source)
-}
-
-/// Whether `path` is a folder in which media can be made.
-///
-/// # Errors
-/// One sentence.
-pub fn check_media(path: &Path) -> Result<(), LabError> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    Err(LabError::BadOption(format!(
-        "--media {} is no folder; make it, or leave --media out to keep the SSDs in memory",
-        path.display()
-    )))
+/// What a report says it ran on.
+pub(super) fn versions(lab: &Lab) -> BTreeMap<String, String> {
+    let mut versions = lab.artifacts().versions().clone();
+    versions.insert("p2plab".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+    versions
 }

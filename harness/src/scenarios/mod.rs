@@ -1,6 +1,10 @@
-//! The scenarios that `p2plab run` knows: the examples of the talk, each one command.
+//! The scenarios that `p2plab run` knows: the examples of the talk, each one command, and benchmarks.
 
+pub mod bench_chunks;
+pub mod bench_qemu_nvme;
+pub mod bench_warm_start;
 pub mod copy;
+pub mod media;
 pub mod nvme_cmb_copy;
 
 use std::path::PathBuf;
@@ -8,7 +12,7 @@ use std::path::PathBuf;
 use p2plab_images::Progress;
 
 use crate::lab::LabError;
-use crate::report::CopyReport;
+use crate::report::Report;
 use crate::topology::{GIB, MIB};
 
 /// What a user can say about a scenario.
@@ -80,13 +84,39 @@ pub struct Scenario {
     pub name: &'static str,
     /// One line for `p2plab list`.
     pub summary: &'static str,
+    /// Options of the command line, without their dashes, that it does not take.
+    pub fixed: &'static [&'static str],
     /// Runs it.
-    pub run: fn(&ScenarioOptions, &mut dyn Progress) -> Result<CopyReport, LabError>,
+    pub run: Run,
 }
 
+/// Runs a scenario.
+type Run = fn(&ScenarioOptions, &mut dyn Progress) -> Result<Box<dyn Report>, LabError>;
+
 /// All scenarios.
-pub const SCENARIOS: [Scenario; 1] = [Scenario {
-    name: nvme_cmb_copy::NAME,
-    summary: "copy between two NVMe SSDs, through host memory and through a CMB (example 2 of the talk)",
-    run: nvme_cmb_copy::run,
-}];
+pub const SCENARIOS: [Scenario; 4] = [
+    Scenario {
+        name: nvme_cmb_copy::NAME,
+        summary: "copy between two NVMe SSDs, through host memory and through a CMB (example 2 of the talk)",
+        fixed: &[],
+        run: |options, progress| Ok(Box::new(nvme_cmb_copy::run(options, progress)?)),
+    },
+    Scenario {
+        name: bench_qemu_nvme::NAME,
+        summary: "benchmark: the same copies between p2plab's SSDs and between QEMU's own, in turn",
+        fixed: &["size", "chunk", "media"],
+        run: |options, progress| Ok(Box::new(bench_qemu_nvme::run(options, progress)?)),
+    },
+    Scenario {
+        name: bench_chunks::NAME,
+        summary: "benchmark: throughput and upstream bytes against chunk size and threads",
+        fixed: &["size", "chunk", "threads", "media"],
+        run: |options, progress| Ok(Box::new(bench_chunks::run(options, progress)?)),
+    },
+    Scenario {
+        name: bench_warm_start::NAME,
+        summary: "benchmark: from the start to two bound SSDs, warm and cold",
+        fixed: &["size", "chunk", "threads", "depth", "cold", "media"],
+        run: |options, progress| Ok(Box::new(bench_warm_start::run(options, progress)?)),
+    },
+];

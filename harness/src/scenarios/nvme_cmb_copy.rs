@@ -30,13 +30,12 @@ pub fn run(options: &ScenarioOptions, progress: &mut dyn Progress) -> Result<Cop
         .and_then(u64::checked_next_power_of_two)
         .unwrap_or(u64::MAX)
         .max(SMALLEST_CMB);
-    let mut topology = Topology::builder(NAME)
+    let topology = Topology::builder(NAME)
         .root_port("rp0")
         .switch("sw0", "rp0", 4)
         .nvme("ssd0", "sw0.0", copy::ssd("ssd0", options)?.cmb(cmb))
         .nvme("ssd1", "sw0.1", copy::ssd("ssd1", options)?)
         .build()?;
-    options.own.apply(&mut topology);
     let job = CopyJob {
         scenario: NAME,
         description: "from ssd0 to ssd1; classic: through host memory; p2p: through the CMB of ssd0",

@@ -1,0 +1,85 @@
+//! What lies on the SSDs: the pattern that is copied, and whether it arrived.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use p2plab_guest::pattern;
+use p2plab_images::Progress;
+use rustix::fs::FallocateFlags;
+
+use crate::lab::{Lab, LabError};
+use crate::topology::MIB;
+
+/// Seed of the pattern on the source.
+const SEED: u64 = 0x7032_706c_6162;
+/// Bytes filled or compared at once: fits into a second-level cache.
+const BLOCK: u64 = MIB;
+
+/// The first namespace of the SSD `name`.
+pub(super) fn medium<'a>(lab: &'a Lab, name: &str) -> Result<&'a File, LabError> {
+    lab.devices()
+        .device(name)?
+        .nvme()
+        .and_then(|controller| controller.namespace_file(1))
+        .ok_or_else(|| LabError::Unexpected(format!("{name} has no namespace")))
+}
+
+/// Fills the first `size` bytes of `file` with the pattern.
+pub(super) fn fill(file: &File, size: u64, progress: &mut dyn Progress) -> Result<(), LabError> {
+    progress.step("filling the source", Some(size));
+    let mut block = vec![0; BLOCK as usize];
+    let mut offset = 0;
+    while offset < size {
+        let length = BLOCK.min(size - offset) as usize;
+        pattern::fill(SEED, offset, &mut block[..length]);
+        file.write_all_at(&block[..length], offset)
+            .map_err(LabError::Medium)?;
+        offset += length as u64;
+        progress.at(offset);
+    }
+    Ok(())
+}
+
+/// Compares every byte of `file` with the pattern; `false` where one differs.
+pub(super) fn verify(
+    file: &File,
+    size: u64,
+    progress: &mut dyn Progress,
+) -> Result<bool, LabError> {
+    progress.step("comparing every byte", Some(size));
+    let mut block = vec![0; BLOCK as usize];
+    let mut offset = 0;
+    while offset < size {
+        let length = BLOCK.min(size - offset) as usize;
+        file.read_exact_at(&mut block[..length], offset)
+            .map_err(LabError::Medium)?;
+        if let Some(at) = pattern::verify(SEED, offset, &block[..length]) {
+            tracing::error!(at, "the copy differs from the source");
+            return Ok(false);
+        }
+        offset += length as u64;
+        progress.at(offset);
+    }
+    Ok(true)
+}
+
+/// Makes the destination read as zeros, so that a copy that did not happen cannot pass.
+pub(super) fn clear(file: &File, size: u64) -> Result<(), LabError> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(file, flags, 0, size).map_err(|error| LabError::Medium(error.into()))
+}
+
+/// Whether `path` is a folder in which media can be made.
+///
+/// # Errors
+/// One sentence.
+pub fn check_media(path: &Path) -> Result<(), LabError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    Err(LabError::BadOption(format!(
+        "--media {} is no folder; make it, or leave --media out to keep the SSDs in memory",
+        path.display()
+    )))
+}
