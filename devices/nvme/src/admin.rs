@@ -11,15 +11,15 @@ use crate::identify;
 use crate::lifecycle::Core;
 use crate::locks::{lock, read, write};
 use crate::logs;
-use crate::prp::Transfer;
 use crate::queue::{CompletionQueue, SubmissionQueue, Wake};
 use crate::regs::MAX_QUEUE_ENTRIES_Z;
 use crate::spec::PAGE_SIZE;
 use crate::spec::command::{
-    Command, CreateCqCdw11, CreateQueueCdw10, CreateSqCdw11, GetLogPageCdw10, admin as opcode,
-    feature,
+    Command, CreateCqCdw11, CreateQueueCdw10, CreateSqCdw11, GetLogPageCdw10, PSDT_PRP,
+    admin as opcode, feature,
 };
 use crate::spec::status::Status;
+use crate::transfer::Transfer;
 
 /// How a command ended.
 pub(crate) enum Outcome {
@@ -37,7 +37,8 @@ pub(crate) fn execute(
     command: &Command,
     transfer: &mut Transfer,
 ) -> Result<Outcome, Status> {
-    if command.flags != 0 {
+    // Over PCIe admin commands use PRPs (Base 3.3.3.1, PSDT).
+    if command.flags != PSDT_PRP {
         return Err(Status::INVALID_FIELD);
     }
     let done = |()| Outcome::Done(0);
@@ -194,7 +195,8 @@ fn reply(dma: &Dma, command: &Command, data: &[u8], transfer: &mut Transfer) -> 
         data.len() as u64,
         Direction::FromController,
         transfer,
-        |memory| memory.fill_from_slice(data),
+        // PRPs alone: there is one run.
+        |memory, _| memory.fill_from_slice(data),
     )
 }
 

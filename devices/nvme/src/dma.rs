@@ -6,9 +6,10 @@ use std::sync::Arc;
 use p2plab_pcie::{DmaBuffers, DmaError, DmaRange, Port};
 
 use crate::cmb::{Cmb, Place};
-use crate::prp::{self, Transfer};
-use crate::spec::command::Command;
+use crate::spec::command::{Command, PSDT_SGL};
 use crate::spec::status::Status;
+use crate::transfer::{Run, Transfer};
+use crate::{prp, sgl};
 
 /// Which way a command's data goes, seen from the host (Base 3.1: opcodes' bits 1:0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +32,7 @@ impl Dma {
         self.cmb.as_ref().map_or(Place::Bus, |cmb| cmb.place(range))
     }
 
-    /// Reads a queue entry or a PRP list.
+    /// Reads a queue entry, a PRP list or an SGL segment.
     pub(crate) fn read(&self, address: u64, data: &mut [u8]) -> Result<(), DmaError> {
         match (
             self.place(DmaRange {
@@ -61,38 +62,58 @@ impl Dma {
         }
     }
 
-    /// Moves `length` bytes of `command`'s data: finds where they lie and lets `mover` do it, in place.
-    /// `transfer` says afterwards what was touched.
+    /// Moves `length` bytes of `command`'s data: finds where they lie and lets `mover` do it, in place, for each
+    /// run of the data, whose offset in the data it is told. `transfer` says afterwards what was touched.
     pub(crate) fn data(
         &self,
         command: &Command,
         length: u64,
         direction: Direction,
         transfer: &mut Transfer,
-        mover: impl FnOnce(&DmaBuffers<'_>) -> io::Result<()>,
+        mut mover: impl FnMut(&DmaBuffers<'_>, u64) -> io::Result<()>,
     ) -> Result<(), Status> {
-        prp::walk(
-            command.prp1.get(),
-            command.prp2.get(),
-            length,
-            transfer,
-            |address, data| {
-                self.read(address, data)
-                    .map_err(|_| Status::DATA_TRANSFER_ERROR)
-            },
-        )?;
-        let moved = match self.inside(transfer)? {
+        let fetch = |address, data: &mut [u8]| {
+            self.read(address, data)
+                .map_err(|_| Status::DATA_TRANSFER_ERROR)
+        };
+        if command.flags == PSDT_SGL {
+            sgl::walk(command.sgl1(), length, direction, transfer, fetch)?;
+        } else {
+            let (prp1, prp2) = (command.prp1.get(), command.prp2.get());
+            prp::walk(prp1, prp2, length, transfer, fetch)?;
+        }
+        let inside = self.inside(transfer)?;
+        for run in transfer.runs() {
+            self.run(run, transfer, inside.as_deref(), direction, &mut mover)?;
+        }
+        Ok(())
+    }
+
+    /// Moves one run. `inside` are the offsets of all ranges in the CMB, if they are there.
+    fn run(
+        &self,
+        run: Run,
+        transfer: &Transfer,
+        inside: Option<&[(u64, u64)]>,
+        direction: Direction,
+        mover: &mut impl FnMut(&DmaBuffers<'_>, u64) -> io::Result<()>,
+    ) -> Result<(), Status> {
+        let mut mover = |memory: &DmaBuffers<'_>| mover(memory, run.at);
+        let moved = match inside {
             Some(offsets) => {
-                let buffers = self
-                    .cmb
-                    .as_ref()
-                    .and_then(|cmb| cmb.memory.buffers(&offsets));
+                let offsets = offsets.get(run.first..run.end);
+                let cmb = self.cmb.as_ref();
+                let buffers = offsets.and_then(|offsets| cmb?.memory.buffers(offsets));
                 mover(&buffers.ok_or(Status::INVALID_USE_OF_CMB)?).map_err(DmaError::Medium)
             }
-            None => match direction {
-                Direction::ToController => self.port.read_ranges(&transfer.ranges, mover),
-                Direction::FromController => self.port.write_ranges(&transfer.ranges, mover),
-            },
+            None => {
+                let ranges = transfer.ranges.get(run.first..run.end);
+                let ranges = ranges.ok_or(Status::INTERNAL_ERROR)?;
+                match direction {
+                    Direction::ToController => self.port.read_ranges(ranges, mover),
+                    Direction::FromController => self.port.write_ranges(ranges, mover),
+                }
+            }
         };
         moved.map_err(|error| match error {
             DmaError::Medium(error) => {

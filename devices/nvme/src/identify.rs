@@ -117,6 +117,7 @@ fn controller(config: &NvmeConfig, namespaces: &[Namespace]) -> IdentifyControll
     id.oncs = U16::new(1 << 2 | 1 << 3 | 1 << 4);
     // Present, and Flush takes the broadcast NSID.
     id.vwc = 0b111;
+    id.sgls = U32::new(crate::sgl::SUPPORT);
     let uuid = uuid(&config.serial, 1);
     let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
     let part = |range| hex.get(range).unwrap_or_default();

@@ -14,10 +14,12 @@ use crate::counters::add;
 use crate::dma::{Direction, Dma};
 use crate::locks::lock;
 use crate::namespace::Namespace;
-use crate::prp::Transfer;
 use crate::queue::{Reply, SubmissionQueue};
-use crate::spec::command::{Command, DatasetRange, NSID_ALL, ReadWriteCdw12, io as opcode};
+use crate::spec::command::{
+    Command, DatasetRange, NSID_ALL, PSDT_PRP, PSDT_SGL, ReadWriteCdw12, io as opcode,
+};
 use crate::spec::status::Status;
+use crate::transfer::Transfer;
 
 /// Completions wait this long for their interrupt while more commands are executed.
 const BATCH_TIME: Duration = Duration::from_micros(50);
@@ -104,8 +106,8 @@ fn execute(
     command: &Command,
     transfer: &mut Transfer,
 ) -> Result<(), Status> {
-    // Neither fused commands nor SGLs: Identify says so (FUSES, SGLS).
-    if command.flags != 0 {
+    // Neither fused commands nor SGLs for metadata: Identify says so (FUSES, SGLS).
+    if !matches!(command.flags, PSDT_PRP | PSDT_SGL) {
         return Err(Status::INVALID_FIELD);
     }
     let nsid = command.nsid.get();
@@ -168,7 +170,7 @@ fn read(
         length,
         Direction::FromController,
         transfer,
-        |memory| memory.fill_from_file(&ns.file, offset),
+        |memory, at| memory.fill_from_file(&ns.file, offset + at),
     )?;
     add(&shared.counters.bytes_read, length);
     add(&shared.counters.host_reads, 1);
@@ -189,7 +191,7 @@ fn write(
         length,
         Direction::ToController,
         transfer,
-        |memory| memory.drain_to_file(&ns.file, offset),
+        |memory, at| memory.drain_to_file(&ns.file, offset + at),
     )?;
     make_durable(shared, ns, command)?;
     add(&shared.counters.bytes_written, length);
@@ -239,7 +241,8 @@ fn deallocate(
         length,
         Direction::ToController,
         transfer,
-        |memory| memory.drain_to_slice(ranges.as_mut_bytes()),
+        // Buckets have no effect here, so there is one run.
+        |memory, _| memory.drain_to_slice(ranges.as_mut_bytes()),
     )?;
     if command.cdw11.get() & DEALLOCATE == 0 {
         return Ok(());

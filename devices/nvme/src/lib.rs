@@ -12,7 +12,8 @@
 //! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
 //!   is fetched.
 //! - `io`: a worker thread for each I/O submission queue, and its commands. `namespace`: the blocks.
-//! - `prp`, `dma`, `cmb`: from PRPs to memory, through the port or inside the controller's own CMB.
+//! - `prp`, `sgl`: from a command to the memory of its data, a `transfer`. `dma`, `cmb`: to that memory, through
+//!   the port or inside the controller's own CMB.
 //! - `trace`, `counters`: what tests and people read.
 //!
 //! # How mistakes look to a guest
@@ -24,7 +25,7 @@
 //!
 //! # Not implemented
 //!
-//! SGLs, metadata and protection information, fused commands, Compare, Copy, Verify, Write Uncorrectable,
+//! SGLs for metadata or with keys and offsets, metadata and protection information, fused commands, Compare, Copy, Verify, Write Uncorrectable,
 //! reservations, Format NVM, namespace management, sanitize, firmware update, directives, the Persistent Memory
 //! Region, completion queues in the CMB, shadow doorbells, subsystem reset, weighted round robin, discontiguous
 //! queues, page sizes other than 4 KiB, interrupt coalescing (stored, not acted on), asynchronous events other than
@@ -48,8 +49,10 @@ mod prp;
 mod queue;
 mod queue_table;
 mod regs;
+mod sgl;
 pub mod spec;
 mod trace;
+mod transfer;
 
 pub use config::{Backing, CmbConfig, MAX_IO_QUEUES, NamespaceConfig, NvmeConfig, NvmeError};
 pub use controller::NvmeController;

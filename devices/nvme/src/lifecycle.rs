@@ -18,10 +18,10 @@ use crate::dma::Dma;
 use crate::features::Features;
 use crate::io as io_commands;
 use crate::locks::{lock, write};
-use crate::prp::Transfer;
 use crate::queue::{CompletionQueue, Permit, Reply, SubmissionQueue};
 use crate::spec::registers::{Csts, shst};
 use crate::spec::status::Status;
+use crate::transfer::Transfer;
 
 struct Worker {
     sq: Arc<SubmissionQueue>,

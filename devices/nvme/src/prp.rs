@@ -11,41 +11,11 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::spec::PAGE_SIZE;
 use crate::spec::status::Status;
+use crate::transfer::Transfer;
 
 const ENTRY: u64 = 8;
 const ENTRIES_PER_PAGE: usize = 512;
 const _: () = assert!(ENTRIES_PER_PAGE as u64 * ENTRY == PAGE_SIZE);
-
-/// Where a command's data lies. Reused from command to command.
-#[derive(Debug, Default)]
-pub(crate) struct Transfer {
-    /// The data, in order; contiguous pages are one range.
-    pub(crate) ranges: Vec<DmaRange>,
-    /// Reads of PRP lists that it took.
-    pub(crate) lists: Vec<DmaRange>,
-}
-
-impl Transfer {
-    pub(crate) fn clear(&mut self) {
-        self.ranges.clear();
-        self.lists.clear();
-    }
-
-    fn push(&mut self, address: u64, length: u64) -> Result<(), Status> {
-        // A range that wraps around reaches nothing, like any other address that nothing decodes.
-        address
-            .checked_add(length)
-            .ok_or(Status::DATA_TRANSFER_ERROR)?;
-        if let Some(last) = self.ranges.last_mut()
-            && last.address + last.length == address
-        {
-            last.length += length;
-        } else {
-            self.ranges.push(DmaRange { address, length });
-        }
-        Ok(())
-    }
-}
 
 /// Walks the PRPs of a transfer of `length` bytes and adds to `transfer` what it finds. `fetch` reads memory.
 pub(crate) fn walk(

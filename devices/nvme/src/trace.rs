@@ -8,9 +8,9 @@ use p2plab_pcie::DmaRange;
 use crate::cmb::Place;
 use crate::dma::Dma;
 use crate::locks::lock;
-use crate::prp::Transfer;
 use crate::spec::command::{Command, io};
 use crate::spec::status::Status;
+use crate::transfer::Transfer;
 
 /// Commands that a trace holds before it stops recording.
 pub const TRACE_CAPACITY: usize = 1 << 20;
@@ -41,9 +41,9 @@ pub struct TraceEntry {
     pub blocks: u32,
     /// The read of the command itself.
     pub fetch: TraceRange,
-    /// Reads of PRP lists, in order.
+    /// Reads of PRP lists or SGL segments, in order.
     pub lists: Vec<TraceRange>,
-    /// Memory of the data, in order; empty if the command failed before the data's place was known.
+    /// Memory of the data, in order, without what bit buckets drop; empty if the command failed before the data's place was known.
     pub data: Vec<TraceRange>,
     /// The write of the completion. An Asynchronous Event Request, completed later, has none (length 0).
     pub completion: TraceRange,

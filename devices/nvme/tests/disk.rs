@@ -119,7 +119,9 @@ fn bad_commands_get_their_status() {
     };
     let cases = [
         (with(|c| c.opcode = 0x7f), Status::INVALID_OPCODE),
-        (with(|c| c.flags = 0x40), Status::INVALID_FIELD),
+        (with(|c| c.flags = 0x01), Status::INVALID_FIELD),
+        (with(|c| c.flags = 0x80), Status::INVALID_FIELD),
+        (with(|c| c.flags = 0xc0), Status::INVALID_FIELD),
         (with(|c| c.nsid = 0.into()), Status::INVALID_NAMESPACE),
         (with(|c| c.nsid = 3.into()), Status::INVALID_NAMESPACE),
         (

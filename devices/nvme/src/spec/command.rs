@@ -4,7 +4,9 @@ use bitfield_struct::bitfield;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// A submission queue entry with PRPs.
+use super::sgl::SglDescriptor;
+
+/// A submission queue entry. Its data pointer is named as for PRPs; with an SGL it is one descriptor.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Command {
@@ -47,7 +49,32 @@ impl Command {
     pub fn slba(&self) -> u64 {
         u64::from(self.cdw10.get()) | (u64::from(self.cdw11.get()) << 32)
     }
+
+    /// The data pointer as SGL entry 1.
+    pub fn sgl1(&self) -> SglDescriptor {
+        let [a, b, c, d, e, f, g, identifier] = self.prp2.to_bytes();
+        SglDescriptor {
+            address: self.prp1,
+            length: U32::from_bytes([a, b, c, d]),
+            reserved: [e, f, g],
+            identifier,
+        }
+    }
+
+    /// Makes `descriptor` the data pointer, and says so (PSDT 01b: metadata, if any, is contiguous).
+    pub fn set_sgl1(&mut self, descriptor: SglDescriptor) {
+        let [a, b, c, d] = descriptor.length.to_bytes();
+        let [e, f, g] = descriptor.reserved;
+        self.prp1 = descriptor.address;
+        self.prp2 = U64::from_bytes([a, b, c, d, e, f, g, descriptor.identifier]);
+        self.flags = PSDT_SGL;
+    }
 }
+
+/// PSDT, in the flags of a command: data by PRPs.
+pub const PSDT_PRP: u8 = 0 << 6;
+/// PSDT: data by an SGL, metadata in a contiguous buffer.
+pub const PSDT_SGL: u8 = 1 << 6;
 
 /// NSID that addresses all namespaces.
 pub const NSID_ALL: u32 = 0xffff_ffff;

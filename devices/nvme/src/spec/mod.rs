@@ -9,6 +9,7 @@ pub mod completion;
 pub mod identify;
 pub mod log;
 pub mod registers;
+pub mod sgl;
 pub mod status;
 
 /// Size of a memory page: the only value of CC.MPS that the controller takes (CAP.MPSMIN = CAP.MPSMAX = 0).

@@ -24,6 +24,14 @@ impl Status {
     pub const INVALID_NAMESPACE: Self = Self(0x00b).dnr();
     /// Command Sequence Error.
     pub const COMMAND_SEQUENCE_ERROR: Self = Self(0x00c).dnr();
+    /// Invalid SGL Segment Descriptor.
+    pub const INVALID_SGL_SEGMENT_DESCRIPTOR: Self = Self(0x00d).dnr();
+    /// Invalid Number of SGL Descriptors.
+    pub const INVALID_NUMBER_OF_SGL_DESCRIPTORS: Self = Self(0x00e).dnr();
+    /// Data SGL Length Invalid.
+    pub const DATA_SGL_LENGTH_INVALID: Self = Self(0x00f).dnr();
+    /// SGL Descriptor Type Invalid.
+    pub const SGL_DESCRIPTOR_TYPE_INVALID: Self = Self(0x011).dnr();
     /// Invalid Use of Controller Memory Buffer.
     pub const INVALID_USE_OF_CMB: Self = Self(0x012).dnr();
     /// PRP Offset Invalid.
