@@ -127,7 +127,8 @@ pub trait Endpoint: Send + Sync {
     fn reset(&self, kind: ResetKind);
 
     /// The endpoint is unplugged: stop every thread, drop the port. Called at most once, after
-    /// [`reset`](Endpoint::reset).
+    /// [`reset`](Endpoint::reset). What the transport or peers still try afterwards does not reach the endpoint;
+    /// an access that began before may still be under way.
     fn detach(&self);
 
     /// State for people and tests: a JSON object.

@@ -1,15 +1,17 @@
 //! The tree of ports: root complex, root ports, switches, and the slots that endpoints are plugged into.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
 
-use crate::config::DecodeState;
-use crate::counters::{HOST_PARTIES, HostParty, Ledger, Movement, Party, PortError};
+use crate::counters::{HOST_PARTIES, Ledger, Party, PortError};
 use crate::endpoint::{BarBacking, CpuAccess, Declaration, Endpoint, ResetKind};
 use crate::function::{Function, FunctionLink};
 use crate::host_memory::HostMemory;
+use crate::link::Link;
 use crate::port::{Port, PortInner};
 use crate::route::{BarRoute, Bars, RouteTable};
-use crate::tlp::{self, HEADER_3DW, Tally, TlpKind};
+use crate::tlp::TlpKind;
 use crate::traffic::{MatrixEntry, PortTraffic, SCHEMA_VERSION, Traffic};
 use crate::tree::{Paths, PortKind, Station, Tree};
 
@@ -100,29 +102,42 @@ impl FabricBuilder {
     /// The finished tree.
     pub fn build(self) -> Arc<Fabric> {
         Arc::new(Fabric {
-            paths: Paths::new(&self.tree),
-            ledger: Ledger::new(self.tree.ports.len()),
-            routes: RwLock::default(),
+            core: Arc::new(Core {
+                paths: Paths::new(&self.tree),
+                ledger: Ledger::new(self.tree.ports.len()),
+                routes: RwLock::default(),
+                tree: self.tree,
+            }),
             plugged: Mutex::default(),
-            tree: self.tree,
         })
     }
 }
 
 /// A tree of ports with the endpoints plugged into it. It routes and counts every transaction.
 pub struct Fabric {
+    core: Arc<Core>,
+    plugged: Mutex<Vec<Plugged>>,
+}
+
+/// The part of a fabric that transactions need. It owns no endpoint, so that a DMA on an endpoint's own
+/// thread may hold the last reference to it: tearing endpoints down, which waits for their threads, is
+/// left to whoever drops the [`Fabric`].
+pub(crate) struct Core {
     tree: Tree,
     pub(crate) paths: Paths,
     pub(crate) ledger: Ledger,
     /// Lock order: `plugged`, then `routes`, then a function's host memory, then the ledger.
-    pub(crate) routes: RwLock<RouteTable>,
-    plugged: Mutex<Vec<Plugged>>,
+    routes: RwLock<RouteTable>,
 }
 
 /// An endpoint that is, or was, plugged in; its place in the list is its number.
 struct Plugged {
     name: String,
+    /// Name of its port and its row in readings: one label is never used for two slots.
+    label: String,
     slot: usize,
+    /// It has, or once had, a BAR that the CPU reaches unseen: its counters lack that forever.
+    unobserved: bool,
     /// `None` once unplugged.
     function: Option<Arc<Function>>,
 }
@@ -130,7 +145,8 @@ struct Plugged {
 impl Fabric {
     /// Plugs `endpoint` in, under `name`, below root or downstream port `port`.
     ///
-    /// An endpoint that is plugged again under its old name and port goes on with its old counters.
+    /// An endpoint that is plugged again under its old name and port goes on with its old counters. Under
+    /// its old name below another port it gets new ones, which readings call `NAME@PORT`.
     ///
     /// # Errors
     /// See [`FabricError`].
@@ -140,16 +156,18 @@ impl Fabric {
         name: &str,
         endpoint: Arc<dyn Endpoint>,
     ) -> Result<Arc<Function>, FabricError> {
-        let slot = self.tree.find(port)?;
-        if let Some(by) = &self.tree.ports[slot].switch_below {
+        let core = &self.core;
+        let slot = core.tree.find(port)?;
+        if let Some(by) = &core.tree.ports[slot].switch_below {
             return Err(FabricError::Occupied {
                 port: port.to_owned(),
                 by: by.clone(),
             });
         }
-        if !self.tree.is_slot(slot) {
+        if !core.tree.is_slot(slot) {
             return Err(FabricError::UnknownPort(port.to_owned()));
         }
+        let declaration = endpoint.declaration();
         let mut plugged = self.plugged();
         let present = |p: &&Plugged| p.function.is_some();
         if let Some(by) = plugged.iter().filter(present).find(|p| p.slot == slot) {
@@ -158,65 +176,39 @@ impl Fabric {
                 by: by.name.clone(),
             });
         }
-        let taken = plugged.iter().filter(present).any(|p| p.name == name);
-        if taken || self.tree.find(name).is_ok() || HOST_PARTIES.contains(&name) {
+        let old = plugged
+            .iter()
+            .position(|p| p.name == name && p.slot == slot);
+        let label = match old {
+            Some(number) => plugged[number].label.clone(),
+            None if plugged.iter().any(|p| p.name == name) => format!("{name}@{port}"),
+            None => name.to_owned(),
+        };
+        let taken = plugged.iter().filter(present).any(|p| p.name == name)
+            || (old.is_none() && plugged.iter().any(|p| p.label == label));
+        if taken || core.tree.find(&label).is_ok() || HOST_PARTIES.contains(&name) {
             return Err(FabricError::DuplicateName(name.to_owned()));
         }
-        let number = match plugged
-            .iter()
-            .position(|p| p.name == name && p.slot == slot)
-        {
-            Some(number) => number,
-            None => {
-                plugged.push(Plugged {
-                    name: name.to_owned(),
-                    slot,
-                    function: None,
-                });
-                self.ledger.add_endpoint()
-            }
-        };
-        let function = self.new_function(number, slot, name, endpoint)?;
-        plugged[number].function = Some(function.clone());
-        Ok(function)
-    }
-
-    fn new_function(
-        self: &Arc<Self>,
-        number: usize,
-        slot: usize,
-        name: &str,
-        endpoint: Arc<dyn Endpoint>,
-    ) -> Result<Arc<Function>, FabricError> {
-        let declaration = endpoint.declaration();
-        let host = Arc::new(HostMemory::new());
-        let port = Arc::new(PortInner {
-            name: name.to_owned(),
-            endpoint: number,
-            slot,
-            fabric: Arc::downgrade(self),
-            host: host.clone(),
-            function: OnceLock::new(),
-        });
-        let link = Arc::new(Link {
-            port: port.clone(),
-            bars: memory_bars(&declaration),
-        });
-        let function = Function::new(
-            name.to_owned(),
-            endpoint.clone(),
-            declaration,
-            host,
-            link.clone(),
-        )
-        .map_err(|reason| FabricError::BadDeclaration {
-            endpoint: name.to_owned(),
-            reason,
-        })?;
-        // Set once: the cell was made three lines above.
-        let _ = port.function.set(Arc::downgrade(&function));
+        let number = old.unwrap_or(plugged.len());
+        let unobserved = has_mapped_bar(&declaration);
+        // Nothing is entered anywhere until the declaration has been found good.
+        let (function, port, link) =
+            core.new_function(number, slot, name, endpoint.clone(), declaration)?;
+        if old.is_none() {
+            core.ledger.add_endpoint();
+            plugged.push(Plugged {
+                name: name.to_owned(),
+                label,
+                slot,
+                unobserved: false,
+                function: None,
+            });
+        }
+        let entry = &mut plugged[number];
+        entry.unobserved |= unobserved;
+        entry.function = Some(function.clone());
         link.decode_changed(&function.decode_state());
-        endpoint.attach(Port { inner: port });
+        endpoint.attach(port);
         Ok(function)
     }
 
@@ -234,8 +226,14 @@ impl Fabric {
         // The dying function tells the address map once more that its link is down, so it must be silent
         // before its entry goes, and its entry be gone before the name is free again.
         function.detach();
-        self.routes_mut().remove(number);
-        if let Some(entry) = self.plugged().get_mut(number) {
+        let mut plugged = self.plugged();
+        // Somebody else may have unplugged it meanwhile, and a new endpoint be in its place.
+        let ours = |entry: &&mut Plugged| {
+            let present = entry.function.as_ref();
+            present.is_some_and(|present| Arc::ptr_eq(present, &function))
+        };
+        if let Some(entry) = plugged.get_mut(number).filter(ours) {
+            self.core.routes_mut().remove(number);
             entry.function = None;
         }
         Ok(())
@@ -245,45 +243,41 @@ impl Fabric {
     pub fn find(&self, name: &str) -> Option<Arc<Function>> {
         self.plugged()
             .iter()
-            .find(|p| p.name == name)?
-            .function
-            .clone()
+            .filter(|p| p.name == name)
+            .find_map(|p| p.function.clone())
     }
 
     /// All counters, of one moment.
     pub fn traffic(&self) -> Traffic {
         let plugged = self.plugged();
-        let cells = self.ledger.snapshot();
+        let core = &self.core;
+        let cells = core.ledger.snapshot();
         let unobserved: Vec<usize> = plugged
             .iter()
-            .filter_map(|p| p.function.as_ref().map(|f| (p.slot, f)))
-            .filter(|(_, f)| has_mapped_bar(f.declaration()))
-            .flat_map(|(slot, _)| {
-                self.paths
-                    .between(Station::Slot(slot), Station::RootComplex)
+            .filter(|p| p.unobserved)
+            .flat_map(|p| {
+                let slot = Station::Slot(p.slot);
+                core.paths.between(slot, Station::RootComplex)
             })
             .map(|crossing| crossing.port)
             .collect();
-        let mut ports: Vec<PortTraffic> = (self.tree.ports.iter().enumerate().zip(&cells.ports))
+        let mut ports: Vec<PortTraffic> = (core.tree.ports.iter().enumerate().zip(&cells.ports))
             .map(|((number, port), cells)| {
-                let above = port.above.map(|above| self.tree.ports[above].name.clone());
+                let above = port.above.map(|above| core.tree.ports[above].name.clone());
                 let observed = !unobserved.contains(&number);
                 PortTraffic::new(port.name.clone(), port.kind, above, observed, cells)
             })
             .collect();
         ports.extend(plugged.iter().zip(&cells.endpoints).map(|(p, cells)| {
-            let above = Some(self.tree.ports[p.slot].name.clone());
-            let mapped = p
-                .function
-                .as_ref()
-                .is_some_and(|f| has_mapped_bar(f.declaration()));
-            PortTraffic::new(p.name.clone(), PortKind::Endpoint, above, !mapped, cells)
+            let above = Some(core.tree.ports[p.slot].name.clone());
+            let kind = PortKind::Endpoint;
+            PortTraffic::new(p.label.clone(), kind, above, !p.unobserved, cells)
         }));
         let name = |row: usize| match row.checked_sub(HOST_PARTIES.len()) {
             None => HOST_PARTIES[row].to_owned(),
             Some(endpoint) => plugged
                 .get(endpoint)
-                .map_or_else(String::new, |p| p.name.clone()),
+                .map_or_else(String::new, |p| p.label.clone()),
         };
         let mut matrix = Vec::new();
         for (from, row) in cells.matrix.iter().enumerate() {
@@ -319,6 +313,53 @@ impl Fabric {
         }
     }
 
+    fn plugged(&self) -> MutexGuard<'_, Vec<Plugged>> {
+        self.plugged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Core {
+    /// A function with its port and its link, all known to nobody yet.
+    fn new_function(
+        self: &Arc<Self>,
+        number: usize,
+        slot: usize,
+        name: &str,
+        endpoint: Arc<dyn Endpoint>,
+        declaration: Declaration,
+    ) -> Result<(Arc<Function>, Port, Arc<Link>), FabricError> {
+        let host = Arc::new(HostMemory::new());
+        let port = Arc::new(PortInner {
+            name: name.to_owned(),
+            endpoint: number,
+            slot,
+            core: Arc::downgrade(self),
+            host: host.clone(),
+            function: OnceLock::new(),
+        });
+        let link = Arc::new(Link {
+            port: port.clone(),
+            bars: memory_bars(&declaration),
+        });
+        let function = Function::new(name.to_owned(), endpoint, declaration, host, link.clone())
+            .map_err(|reason| FabricError::BadDeclaration {
+                endpoint: name.to_owned(),
+                reason,
+            })?;
+        // Set once: the cell was made some lines above.
+        let _ = port.function.set(Arc::downgrade(&function));
+        Ok((function, Port { inner: port }, link))
+    }
+
+    /// The address map, held in place.
+    pub(crate) fn routes(&self) -> RwLockReadGuard<'_, RouteTable> {
+        self.routes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn routes_mut(&self) -> RwLockWriteGuard<'_, RouteTable> {
+        self.routes.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Counts an Unsupported Request at the port that answered: the completer's, or the root port through
     /// which the request reached the root complex.
     pub(crate) fn count_refusal(&self, party: Party, requester_slot: usize) {
@@ -333,14 +374,6 @@ impl Fabric {
                     .record_port_error(root, PortError::UnsupportedRequest);
             }
         }
-    }
-
-    fn plugged(&self) -> MutexGuard<'_, Vec<Plugged>> {
-        self.plugged.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn routes_mut(&self) -> std::sync::RwLockWriteGuard<'_, RouteTable> {
-        self.routes.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -364,141 +397,6 @@ fn memory_bars(declaration: &Declaration) -> Bars {
             },
         })
         .collect()
-}
-
-/// A function's link into the fabric: counts what the CPU does to it, and keeps the address map.
-struct Link {
-    port: Arc<PortInner>,
-    bars: Bars,
-}
-
-impl Link {
-    fn fabric(&self) -> Option<Arc<Fabric>> {
-        Weak::upgrade(&self.port.fabric)
-    }
-
-    /// Counts a request of the CPU and what comes back.
-    fn count(&self, request: (TlpKind, Tally), completion: Option<(TlpKind, Tally)>) {
-        let Some(fabric) = self.fabric() else { return };
-        let me = Party::endpoint(self.port.endpoint);
-        let cpu = HostParty::Cpu.into();
-        let slot = Station::Slot(self.port.slot);
-        let down = fabric.paths.between(Station::RootComplex, slot);
-        let up = fabric.paths.between(slot, Station::RootComplex);
-        let request = Movement {
-            from: cpu,
-            to: me,
-            kind: request.0,
-            tally: request.1,
-            path: down,
-        };
-        match completion {
-            Some((kind, tally)) => fabric.ledger.record(&[
-                request,
-                Movement {
-                    from: me,
-                    to: cpu,
-                    kind,
-                    tally,
-                    path: up,
-                },
-            ]),
-            None => fabric.ledger.record(&[request]),
-        }
-    }
-}
-
-/// The CPU's own limit on a request: a cache line.
-const CPU_REQUEST: u32 = 64;
-
-impl FunctionLink for Link {
-    fn count_config(&self, write: bool, length: usize) {
-        // Configuration requests carry one DW; software's longer accesses are several.
-        let tlps = (length as u64).div_ceil(4);
-        let bytes = length as u64;
-        let header_bytes = tlps * HEADER_3DW;
-        if write {
-            self.count(
-                (
-                    TlpKind::CfgWr,
-                    Tally {
-                        tlps,
-                        payload_bytes: bytes,
-                        header_bytes,
-                        requested_bytes: 0,
-                    },
-                ),
-                Some((
-                    TlpKind::Cpl,
-                    Tally {
-                        tlps,
-                        payload_bytes: 0,
-                        header_bytes,
-                        requested_bytes: 0,
-                    },
-                )),
-            );
-        } else {
-            self.count(
-                (
-                    TlpKind::CfgRd,
-                    Tally {
-                        tlps,
-                        payload_bytes: 0,
-                        header_bytes,
-                        requested_bytes: bytes,
-                    },
-                ),
-                Some((
-                    TlpKind::CplD,
-                    Tally {
-                        tlps,
-                        payload_bytes: bytes,
-                        header_bytes,
-                        requested_bytes: 0,
-                    },
-                )),
-            );
-        }
-    }
-
-    fn count_cpu_read(&self, address: u64, length: usize) {
-        let length = length as u64;
-        let request = tlp::memory_reads(address, length, CPU_REQUEST);
-        let completion = tlp::read_completions(
-            address,
-            length,
-            CPU_REQUEST,
-            128,
-            tlp::ENDPOINT_READ_COMPLETION_BOUNDARY,
-        );
-        self.count((TlpKind::MRd, request), Some((TlpKind::CplD, completion)));
-    }
-
-    fn count_cpu_write(&self, address: u64, length: usize) {
-        let request = tlp::memory_writes(address, length as u64, CPU_REQUEST);
-        self.count((TlpKind::MWr, request), None);
-    }
-
-    fn decode_changed(&self, state: &DecodeState) {
-        if let Some(fabric) = self.fabric() {
-            fabric.routes_mut().update(&self.port, state, &self.bars);
-        }
-    }
-
-    fn count_delayed_msix(&self, messages: usize) {
-        for _ in 0..messages {
-            self.port.count_msi();
-        }
-    }
-
-    fn count_unsupported_request(&self) {
-        if let Some(fabric) = self.fabric() {
-            fabric
-                .ledger
-                .record_endpoint_error(self.port.endpoint, PortError::UnsupportedRequest);
-        }
-    }
 }
 
 impl Drop for Fabric {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use crate::config::{CONFIG_SPACE_SIZE, ConfigSpace, DecodeState, cpu_request_header};
+use crate::config::{CONFIG_SPACE_SIZE, ConfigSpace, DecodeState, memory_request_header};
 use crate::endpoint::{BarBacking, BarDeclaration, Declaration, Endpoint, ResetKind};
 use crate::host_memory::HostMemory;
 use crate::msix::{Delivery, Msix, MsixControl, Structure, signal};
@@ -63,8 +63,8 @@ pub(crate) trait FunctionLink: Send + Sync {
     /// What the function decodes and may send has changed. When this returns no transaction uses the old
     /// state.
     fn decode_changed(&self, state: &DecodeState);
-    /// The function refused a request.
-    fn count_unsupported_request(&self);
+    /// The function refused a request of the CPU for `length` bytes at bus address `address`.
+    fn count_cpu_refused(&self, write: bool, address: u64, length: usize);
     /// That many MSI-X messages that had been pending were sent, each a Memory Write of four bytes. Messages
     /// that are sent at once are counted by whoever calls [`Function::send_msix`].
     fn count_delayed_msix(&self, messages: usize);
@@ -175,7 +175,8 @@ impl Function {
     /// [`OutOfBounds`] past 4096.
     pub fn config_read(&self, offset: u64, data: &mut [u8]) -> Result<(), OutOfBounds> {
         let offset = check_range(Self::CONFIG_SPACE_SIZE, offset, data.len())?;
-        if data.is_empty() {
+        if data.is_empty() || self.is_detached() {
+            data.fill(0xff);
             return Ok(());
         }
         self.link.count_config(false, data.len());
@@ -189,11 +190,11 @@ impl Function {
     /// [`OutOfBounds`] past 4096.
     pub fn config_write(&self, offset: u64, data: &[u8]) -> Result<(), OutOfBounds> {
         let offset = check_range(Self::CONFIG_SPACE_SIZE, offset, data.len())?;
-        if data.is_empty() {
+        let _transition = lock(&self.transition);
+        if data.is_empty() || self.is_detached() {
             return Ok(());
         }
         self.link.count_config(true, data.len());
-        let _transition = lock(&self.transition);
         let change = lock(&self.config).write(offset, data);
         if change.state {
             self.publish();
@@ -212,7 +213,8 @@ impl Function {
     pub fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<(), OutOfBounds> {
         let declared = self.bar(bar).ok_or(OutOfBounds)?;
         check_range(declared.size, offset, data.len())?;
-        if data.is_empty() {
+        if data.is_empty() || self.is_detached() {
+            data.fill(0xff);
             return Ok(());
         }
         let state = self.decode_state();
@@ -234,7 +236,7 @@ impl Function {
     pub fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) -> Result<(), OutOfBounds> {
         let declared = self.bar(bar).ok_or(OutOfBounds)?;
         check_range(declared.size, offset, data.len())?;
-        if data.is_empty() {
+        if data.is_empty() || self.is_detached() {
             return Ok(());
         }
         let state = self.decode_state();
@@ -249,11 +251,12 @@ impl Function {
     }
 
     /// A peer, whose request the fabric has routed here and counts, reads a BAR. All ones where the range
-    /// leaves it.
+    /// leaves it, or decoding has been switched off since.
     pub(crate) fn peer_read(&self, bar: u8, offset: u64, data: &mut [u8]) {
         match self
             .bar(bar)
             .filter(|bar| check_range(bar.size, offset, data.len()).is_ok())
+            .filter(|_| self.decode_state().decodes() && !self.is_detached())
         {
             Some(bar) => self.serve_read(bar, offset, data),
             None => data.fill(0xff),
@@ -261,11 +264,12 @@ impl Function {
     }
 
     /// A peer, whose request the fabric has routed here and counts, writes to a BAR. Dropped where the range
-    /// leaves it.
+    /// leaves it, or decoding has been switched off since.
     pub(crate) fn peer_write(&self, bar: u8, offset: u64, data: &[u8]) {
         if let Some(bar) = self
             .bar(bar)
             .filter(|b| check_range(b.size, offset, data.len()).is_ok())
+            .filter(|_| self.decode_state().decodes() && !self.is_detached())
         {
             self.serve_write(bar, offset, data);
         }
@@ -274,7 +278,7 @@ impl Function {
     /// The transport has a guest: DMA and interrupts become possible. The link comes up.
     pub fn connect(&self) {
         let _transition = lock(&self.transition);
-        if self.detached.load(Ordering::Acquire) {
+        if self.is_detached() {
             return;
         }
         self.connected.store(true, Ordering::Release);
@@ -292,7 +296,7 @@ impl Function {
     /// that a transport does afterwards brings the function back into the fabric.
     pub(crate) fn detach(&self) {
         let _transition = lock(&self.transition);
-        if self.detached.load(Ordering::Acquire) {
+        if self.is_detached() {
             return;
         }
         self.disconnect_in_transition();
@@ -443,7 +447,9 @@ impl Function {
 
     /// The caller holds `transition`.
     fn reset_in_transition(&self, kind: ResetKind) {
-        self.endpoint.reset(kind);
+        if !self.is_detached() {
+            self.endpoint.reset(kind);
+        }
         lock(&self.intx).asserted = false;
         lock(&self.config).reset(kind);
         if let Some(msix) = &self.msix {
@@ -457,7 +463,7 @@ impl Function {
         let mut state = lock(&self.config).decode_state();
         state.link_up = self.connected.load(Ordering::Acquire);
         *self.decode.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
-        if !self.detached.load(Ordering::Acquire) {
+        if !self.is_detached() {
             self.link.decode_changed(&state);
         }
         let active = state.link_up && state.power_state == crate::config::PowerState::D0;
@@ -472,6 +478,11 @@ impl Function {
         lock(&self.intx).update(|intx| {
             intx.enabled = active && !state.intx_disabled && !state.msix_enabled;
         });
+    }
+
+    /// Whether the endpoint is gone: nothing answers any more, as in an empty slot.
+    fn is_detached(&self) -> bool {
+        self.detached.load(Ordering::Acquire)
     }
 
     fn bar(&self, index: u8) -> Option<&BarDeclaration> {
@@ -531,9 +542,19 @@ impl Function {
 
     /// An access that the CPU should not have sent: memory decoding is off.
     fn refuse(&self, posted: bool, address: u64, length: usize) {
-        self.link.count_unsupported_request();
-        let header = cpu_request_header(posted, address, length);
+        self.link.count_cpu_refused(posted, address, length);
+        let header = memory_request_header(posted, address, length);
+        self.record_unsupported_request(header, posted);
+    }
+
+    /// The function refused a request, which the caller counts. No lock may be held but `transition`.
+    pub(crate) fn record_unsupported_request(&self, header: [u32; 4], posted: bool) {
         lock(&self.config).record_unsupported_request(header, posted);
+    }
+
+    /// A read of the function's was refused.
+    pub(crate) fn record_master_abort(&self) {
+        lock(&self.config).record_master_abort();
     }
 
     fn count_delayed(&self, messages: usize) {

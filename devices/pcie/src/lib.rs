@@ -10,8 +10,9 @@
 //! - [`traffic`]: readings of the counters, differences, the laws they obey, text and JSON.
 //! - [`memory`]: memory behind BARs, and the view of memory that a DMA hands out.
 //!
-//! Inside: `config` and `msix` (registers), `host_memory` (what the transport mapped), `route` (the address
-//! map), `tree` (paths), `counters` (the ledger), `file_io` (the only unsafe code).
+//! Inside: `config` and `msix` (registers), `link` (a function's way into the fabric), `host_memory` (what the
+//! transport mapped), `route` (the address map), `refusal` (Unsupported Requests), `tree` (paths), `counters`
+//! (the ledger), `file_io` (the only unsafe code).
 //!
 //! # The life of a DMA
 //!
@@ -34,9 +35,11 @@ pub mod fabric;
 mod file_io;
 pub mod function;
 pub(crate) mod host_memory;
+mod link;
 pub mod memory;
 pub(crate) mod msix;
 pub mod port;
+mod refusal;
 pub(crate) mod route;
 pub mod tlp;
 pub mod traffic;

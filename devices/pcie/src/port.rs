@@ -1,19 +1,18 @@
 //! A [`Port`]: an endpoint's only way out, to host memory, to its peers and to the interrupt controller.
 
-use std::sync::{Arc, PoisonError, RwLockReadGuard, Weak};
+use std::sync::{Arc, Weak};
 
 use vm_memory::VolatileSlice;
 
 use crate::counters::{HostParty, Movement, Party, PortError};
-use crate::fabric::Fabric;
+use crate::fabric::Core;
 use crate::function::Function;
 use crate::host_memory::{HostLookup, HostMemory, HostTable};
 use crate::memory::DmaBuffers;
 use crate::msix::Delivery;
+use crate::refusal::{Refusal, Stopped};
 use crate::route::{Member, RouteTable};
-use crate::tlp::{
-    self, ENDPOINT_READ_COMPLETION_BOUNDARY, LinkSettings, TlpKind, completion_without_data,
-};
+use crate::tlp::{self, ENDPOINT_READ_COMPLETION_BOUNDARY, LinkSettings, TlpKind};
 use crate::tree::Station;
 
 /// A contiguous range of PCI bus addresses.
@@ -25,7 +24,8 @@ pub struct DmaRange {
     pub length: u64,
 }
 
-/// Why a DMA did not happen. Nothing of it has moved.
+/// Why a DMA did not happen. Nothing of it has moved, but for [`Medium`](DmaError::Medium), where the endpoint
+/// may have moved a part of it before it failed; that part is not counted.
 #[derive(Debug, thiserror::Error)]
 pub enum DmaError {
     /// Bus Master Enable is off, or the function is not in D0.
@@ -59,14 +59,14 @@ pub(crate) struct PortInner {
     /// Where it is plugged in.
     pub slot: usize,
     /// The fabric outlives its endpoints' ports or is gone, and then the link is down.
-    pub fabric: Weak<Fabric>,
+    pub core: Weak<Core>,
     pub host: Arc<HostMemory>,
     pub function: std::sync::OnceLock<Weak<Function>>,
 }
 
 /// Direction of a DMA, as the endpoint sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Dma {
+pub(crate) enum Dma {
     Read,
     Write,
 }
@@ -103,13 +103,6 @@ struct Resolved<'a> {
     places: Vec<Place<'a>>,
     registers: Vec<RegisterAccess>,
     hops: Vec<Hop>,
-}
-
-/// Why resolution stopped, and who answers.
-struct Refusal {
-    address: u64,
-    party: Party,
-    station: Station,
 }
 
 impl Port {
@@ -152,7 +145,7 @@ impl Port {
         ranges: &[DmaRange],
         sink: impl FnOnce(&DmaBuffers<'_>) -> std::io::Result<()>,
     ) -> Result<(), DmaError> {
-        self.transfer(Dma::Read, ranges, None, sink)
+        self.transfer(Dma::Read, ranges, sink)
     }
 
     /// Memory Writes to `ranges`, in place: `source` gets the memory that lies there, in order, and puts the
@@ -165,7 +158,7 @@ impl Port {
         ranges: &[DmaRange],
         source: impl FnOnce(&DmaBuffers<'_>) -> std::io::Result<()>,
     ) -> Result<(), DmaError> {
-        self.transfer(Dma::Write, ranges, None, source)
+        self.transfer(Dma::Write, ranges, source)
     }
 
     /// Moves bytes from the ranges `from` to the ranges `to`, which are as long together: a Memory Read and
@@ -174,17 +167,22 @@ impl Port {
     /// # Errors
     /// See [`DmaError`]; different lengths are [`DmaError::Medium`].
     pub fn move_between(&self, from: &[DmaRange], to: &[DmaRange]) -> Result<(), DmaError> {
-        let fabric = self.fabric()?;
-        let fetched = self.fetch_registers(&fabric, from)?;
-        let (routes, host) = (fabric.routes(), self.inner.host.read());
-        let member = self.requester(&fabric, &routes)?;
-        let mut source = self.resolve(Dma::Read, from, &fabric, &routes, &host, member)?;
+        let core = self.core()?;
+        self.attempt_move(&core, from, to)
+            .map_err(|stopped| self.report(&core, stopped))
+    }
+
+    fn attempt_move(&self, core: &Core, from: &[DmaRange], to: &[DmaRange]) -> Result<(), Stopped> {
+        let fetched = self.fetch_registers(core, from)?;
+        let (routes, host) = (core.routes(), self.inner.host.read());
+        let member = self.requester(core, &routes)?;
+        let mut source = self.resolve(Dma::Read, from, &routes, &host, member)?;
         source.install(fetched)?;
-        let mut target = self.resolve(Dma::Write, to, &fabric, &routes, &host, member)?;
+        let mut target = self.resolve(Dma::Write, to, &routes, &host, member)?;
         buffers_of(&source.places, &mut source.registers)
             .copy_to(&buffers_of(&target.places, &mut target.registers))?;
-        self.count(Dma::Read, &fabric, member, &source.hops);
-        self.count(Dma::Write, &fabric, member, &target.hops);
+        self.count(Dma::Read, core, member, &source.hops);
+        self.count(Dma::Write, core, member, &target.hops);
         let registers = target.registers;
         drop((host, routes));
         deliver_registers(&registers);
@@ -226,25 +224,20 @@ impl Port {
         }
     }
 
-    fn fabric(&self) -> Result<Arc<Fabric>, DmaError> {
-        self.inner.fabric.upgrade().ok_or(DmaError::LinkDown)
+    fn core(&self) -> Result<Arc<Core>, DmaError> {
+        self.inner.core.upgrade().ok_or(DmaError::LinkDown)
     }
 
     /// The requester's entry in the address map, if its requests may pass.
-    fn requester<'a>(
-        &self,
-        fabric: &Fabric,
-        routes: &'a RouteTable,
-    ) -> Result<&'a Member, DmaError> {
+    fn requester<'a>(&self, core: &Core, routes: &'a RouteTable) -> Result<&'a Member, DmaError> {
         let member = routes
             .member(self.inner.endpoint)
-            .filter(|member| member.link_up);
+            .filter(|member| member.link_up && Arc::ptr_eq(&member.owner, &self.inner));
         let member = member.ok_or(DmaError::LinkDown)?;
         if member.may_request {
             return Ok(member);
         }
-        fabric
-            .ledger
+        core.ledger
             .record_endpoint_error(self.inner.endpoint, PortError::Blocked);
         Err(DmaError::BusMasterDisabled)
     }
@@ -253,26 +246,37 @@ impl Port {
         &self,
         dma: Dma,
         ranges: &[DmaRange],
-        fetched: Option<Vec<RegisterAccess>>,
         body: impl FnOnce(&DmaBuffers<'_>) -> std::io::Result<()>,
     ) -> Result<(), DmaError> {
-        let fabric = self.fabric()?;
+        let core = self.core()?;
+        self.attempt(&core, dma, ranges, None, body)
+            .map_err(|stopped| self.report(&core, stopped))
+    }
+
+    fn attempt(
+        &self,
+        core: &Core,
+        dma: Dma,
+        ranges: &[DmaRange],
+        fetched: Option<Vec<RegisterAccess>>,
+        body: impl FnOnce(&DmaBuffers<'_>) -> std::io::Result<()>,
+    ) -> Result<(), Stopped> {
         // Both guards are held while bytes move: when a config write or an unmap has returned, no DMA by
         // the old addresses is under way.
-        let (routes, host) = (fabric.routes(), self.inner.host.read());
-        let member = self.requester(&fabric, &routes)?;
-        let mut resolved = self.resolve(dma, ranges, &fabric, &routes, &host, member)?;
+        let (routes, host) = (core.routes(), self.inner.host.read());
+        let member = self.requester(core, &routes)?;
+        let mut resolved = self.resolve(dma, ranges, &routes, &host, member)?;
         if dma == Dma::Read && !resolved.registers.is_empty() && fetched.is_none() {
             drop(resolved);
             drop((host, routes));
-            let fetched = self.fetch_registers(&fabric, ranges)?;
-            return self.transfer(dma, ranges, Some(fetched), body);
+            let fetched = self.fetch_registers(core, ranges)?;
+            return self.attempt(core, dma, ranges, Some(fetched), body);
         }
         if let Some(fetched) = fetched {
             resolved.install(fetched)?;
         }
         body(&buffers_of(&resolved.places, &mut resolved.registers))?;
-        self.count(dma, &fabric, member, &resolved.hops);
+        self.count(dma, core, member, &resolved.hops);
         let registers = resolved.registers;
         drop((host, routes));
         if dma == Dma::Write {
@@ -285,13 +289,13 @@ impl Port {
     /// so it must not run while the address map is held; the caller resolves once more afterwards.
     fn fetch_registers(
         &self,
-        fabric: &Fabric,
+        core: &Core,
         ranges: &[DmaRange],
-    ) -> Result<Vec<RegisterAccess>, DmaError> {
+    ) -> Result<Vec<RegisterAccess>, Stopped> {
         let mut accesses = {
-            let (routes, host) = (fabric.routes(), self.inner.host.read());
-            let member = self.requester(fabric, &routes)?;
-            self.resolve(Dma::Read, ranges, fabric, &routes, &host, member)?
+            let (routes, host) = (core.routes(), self.inner.host.read());
+            let member = self.requester(core, &routes)?;
+            self.resolve(Dma::Read, ranges, &routes, &host, member)?
                 .registers
         };
         for access in &mut accesses {
@@ -303,38 +307,24 @@ impl Port {
         Ok(accesses)
     }
 
-    /// Finds the memory behind all of `ranges`, or counts and reports why it cannot be reached.
+    /// Finds the memory behind all of `ranges`, or why it cannot be reached.
     fn resolve<'a>(
         &self,
         dma: Dma,
         ranges: &[DmaRange],
-        fabric: &Fabric,
         routes: &'a RouteTable,
         host: &'a HostTable,
         member: &Member,
-    ) -> Result<Resolved<'a>, DmaError> {
+    ) -> Result<Resolved<'a>, Stopped> {
         let mut resolved = Resolved::default();
         for range in ranges {
             let mut address = range.address;
             let mut left = range.length;
             while left > 0 {
-                match self.step(dma, address, left, routes, host, member, &mut resolved) {
-                    Ok(length) => {
-                        left -= length;
-                        // Past the top of the address space nothing answers: the lookup of address 0 would.
-                        address = match address.checked_add(length) {
-                            Some(next) => next,
-                            None if left == 0 => break,
-                            None => return Err(DmaError::UnsupportedRequest { address }),
-                        };
-                    }
-                    Err(refusal) => {
-                        self.refuse(dma, left, fabric, member, &refusal);
-                        return Err(DmaError::UnsupportedRequest {
-                            address: refusal.address,
-                        });
-                    }
-                }
+                let length = self.step(dma, address, left, routes, host, member, &mut resolved)?;
+                left -= length;
+                // Nothing that answers reaches the top of the address space, so this never wraps.
+                address = address.saturating_add(length);
             }
         }
         Ok(resolved)
@@ -351,19 +341,17 @@ impl Port {
         host: &'a HostTable,
         member: &Member,
         resolved: &mut Resolved<'a>,
-    ) -> Result<u64, Refusal> {
+    ) -> Result<u64, Stopped> {
         let write = dma == Dma::Write;
-        let decoder = routes.lookup(address);
-        if let Some(peer) = decoder.filter(|d| d.enabled && d.endpoint != self.inner.endpoint) {
+        let found = routes.lookup(address);
+        let peer = found.filter(|(decoder, _)| decoder.endpoint != self.inner.endpoint);
+        let refusal = || {
+            let decoder = peer.map(|(decoder, _)| decoder);
+            Stopped::Refused(Refusal::new(dma, address, left, member, decoder, routes))
+        };
+        if let Some((peer, answers)) = peer.filter(|(decoder, _)| decoder.enabled) {
             let offset = address - peer.start;
-            let length = left.min(peer.length - offset);
-            let refusal = || Refusal {
-                address,
-                party: Party::endpoint(peer.endpoint),
-                station: routes
-                    .member(peer.endpoint)
-                    .map_or(Station::RootComplex, |m| Station::Slot(m.slot)),
-            };
+            let length = left.min(answers);
             let place = match &peer.memory {
                 Some(memory) => Place::Memory(memory.slice(offset, length).ok_or_else(refusal)?),
                 None => {
@@ -407,73 +395,10 @@ impl Port {
             });
             return Ok(length);
         }
-        Err(self.refusal_at(address, decoder.map(|d| d.endpoint), routes))
+        Err(refusal())
     }
 
-    /// Who answers a request that nobody takes: the function whose BAR is switched off, or the root complex.
-    fn refusal_at(&self, address: u64, off: Option<usize>, routes: &RouteTable) -> Refusal {
-        let peer = off
-            .filter(|endpoint| *endpoint != self.inner.endpoint)
-            .and_then(|endpoint| Some((endpoint, routes.member(endpoint)?.slot)));
-        match peer {
-            Some((endpoint, slot)) => Refusal {
-                address,
-                party: Party::endpoint(endpoint),
-                station: Station::Slot(slot),
-            },
-            None => Refusal {
-                address,
-                party: HostParty::Unclaimed.into(),
-                station: Station::RootComplex,
-            },
-        }
-    }
-
-    /// Counts the first request of a refused range, its Unsupported Request completion if it was a read, and
-    /// the error at the port that answered.
-    fn refuse(&self, dma: Dma, left: u64, fabric: &Fabric, member: &Member, refusal: &Refusal) {
-        let me = Party::endpoint(self.inner.endpoint);
-        let there = fabric
-            .paths
-            .between(Station::Slot(member.slot), refusal.station);
-        let back = fabric
-            .paths
-            .between(refusal.station, Station::Slot(member.slot));
-        let request = |kind, tally| Movement {
-            from: me,
-            to: refusal.party,
-            kind,
-            tally,
-            path: there,
-        };
-        let to_page_end = left.min(4096 - refusal.address % 4096);
-        match dma {
-            Dma::Write => {
-                let mps = member.settings.max_payload_size;
-                let length = to_page_end.min(u64::from(mps));
-                let tally = tlp::memory_writes(refusal.address, length, mps);
-                fabric.ledger.record(&[request(TlpKind::MWr, tally)]);
-            }
-            Dma::Read => {
-                let mrrs = member.settings.max_read_request_size;
-                let length = to_page_end.min(u64::from(mrrs));
-                let tally = tlp::memory_reads(refusal.address, length, mrrs);
-                fabric.ledger.record(&[
-                    request(TlpKind::MRd, tally),
-                    Movement {
-                        from: refusal.party,
-                        to: me,
-                        kind: TlpKind::Cpl,
-                        tally: completion_without_data(length),
-                        path: back,
-                    },
-                ]);
-            }
-        }
-        fabric.count_refusal(refusal.party, member.slot);
-    }
-
-    fn count(&self, dma: Dma, fabric: &Fabric, member: &Member, hops: &[Hop]) {
+    fn count(&self, dma: Dma, core: &Core, member: &Member, hops: &[Hop]) {
         let me = Party::endpoint(self.inner.endpoint);
         let mine = Station::Slot(member.slot);
         let LinkSettings {
@@ -483,7 +408,7 @@ impl Port {
         } = member.settings;
         let mut movements = Vec::with_capacity(hops.len() * 2);
         for hop in hops {
-            let there = fabric.paths.between(mine, hop.station);
+            let there = core.paths.between(mine, hop.station);
             let mut movement = |from, to, kind, tally, path| {
                 movements.push(Movement {
                     from,
@@ -509,29 +434,29 @@ impl Port {
                         hop.payload,
                         hop.boundary,
                     );
-                    let back = fabric.paths.between(hop.station, mine);
+                    let back = core.paths.between(hop.station, mine);
                     movement(hop.party, me, TlpKind::CplD, completions, back);
                 }
             }
         }
-        fabric.ledger.record(&movements);
+        core.ledger.record(&movements);
     }
 }
 
 impl PortInner {
-    fn function(&self) -> Option<Arc<Function>> {
+    pub(crate) fn function(&self) -> Option<Arc<Function>> {
         self.function.get()?.upgrade()
     }
 
     /// One MSI-X message: a 4-byte Memory Write to the interrupt controller.
     pub(crate) fn count_msi(&self) {
-        let Some(fabric) = self.fabric.upgrade() else {
+        let Some(core) = self.core.upgrade() else {
             return;
         };
-        let path = fabric
+        let path = core
             .paths
             .between(Station::Slot(self.slot), Station::RootComplex);
-        fabric.ledger.record(&[Movement {
+        core.ledger.record(&[Movement {
             from: Party::endpoint(self.endpoint),
             to: HostParty::Interrupts.into(),
             kind: TlpKind::MWr,
@@ -594,14 +519,5 @@ fn deliver_registers(registers: &[RegisterAccess]) {
         if let Some(function) = access.owner.function() {
             function.peer_write(access.bar, access.offset, &access.bytes);
         }
-    }
-}
-
-/// The address map, held in place.
-pub(crate) type Routes<'a> = RwLockReadGuard<'a, RouteTable>;
-
-impl Fabric {
-    pub(crate) fn routes(&self) -> Routes<'_> {
-        self.routes.read().unwrap_or_else(PoisonError::into_inner)
     }
 }

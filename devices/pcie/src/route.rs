@@ -8,8 +8,11 @@ use crate::port::PortInner;
 use crate::tlp::LinkSettings;
 
 /// What the switch knows of one plugged function.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Member {
+    /// The function's own port. One of the same number that is not this one belongs to an endpoint that was
+    /// unplugged.
+    pub owner: Arc<PortInner>,
     /// Slot (port number in the tree).
     pub slot: usize,
     /// Whether a guest is connected.
@@ -21,7 +24,6 @@ pub(crate) struct Member {
 }
 
 /// One memory BAR in the address map.
-#[derive(Clone)]
 pub(crate) struct Decoder {
     pub start: u64,
     pub length: u64,
@@ -37,14 +39,34 @@ pub(crate) struct Decoder {
     pub memory: Option<Arc<BarMemory>>,
 }
 
+impl Decoder {
+    fn end(&self) -> u64 {
+        // Cannot overflow: `update` leaves out BARs that wrap.
+        self.start + self.length
+    }
+
+    fn covers(&self, address: u64) -> bool {
+        (self.start..self.end()).contains(&address)
+    }
+}
+
 /// The address map of a fabric.
 #[derive(Default)]
 pub(crate) struct RouteTable {
     /// By endpoint number; `None` while unplugged.
     pub members: Vec<Option<Member>>,
-    /// Sorted by start. Where a guest programs overlapping BARs, the one with the highest start below the
-    /// address answers; real hardware leaves that open.
+    /// The BARs, sorted by start.
     decoders: Vec<Decoder>,
+    /// Which BAR answers where, sorted, without overlaps; made of `decoders`.
+    segments: Vec<Segment>,
+}
+
+/// A range of bus addresses that one BAR answers.
+struct Segment {
+    start: u64,
+    end: u64,
+    /// Index of the decoder.
+    decoder: usize,
 }
 
 impl RouteTable {
@@ -55,6 +77,7 @@ impl RouteTable {
             self.members.resize(endpoint + 1, None);
         }
         self.members[endpoint] = Some(Member {
+            owner: owner.clone(),
             slot: owner.slot,
             link_up: state.link_up,
             may_request: state.may_send(),
@@ -82,7 +105,7 @@ impl RouteTable {
                 memory: bar.memory.clone(),
             });
         }
-        self.decoders.sort_by_key(|decoder| decoder.start);
+        self.arrange();
     }
 
     /// Forgets function `endpoint`.
@@ -91,24 +114,61 @@ impl RouteTable {
             *member = None;
         }
         self.decoders.retain(|decoder| decoder.endpoint != endpoint);
+        self.arrange();
     }
 
-    /// The BAR that `address` lies in.
-    pub(crate) fn lookup(&self, address: u64) -> Option<&Decoder> {
-        let after = self
-            .decoders
-            .partition_point(|decoder| decoder.start <= address);
-        self.decoders
-            .get(after.checked_sub(1)?)
-            .filter(|decoder| address - decoder.start < decoder.length)
+    /// Decides who answers where. Real hardware leaves open what overlapping BARs do. Here those that are
+    /// switched on go before those that are not (software that sizes a new function's BARs must not disturb
+    /// the others), then the one that starts last.
+    fn arrange(&mut self) {
+        self.decoders.sort_by_key(|decoder| decoder.start);
+        let overlap = |pair: &[Decoder]| matches!(pair, [a, b] if a.end() > b.start);
+        if !self.decoders.windows(2).any(overlap) {
+            let whole = |(decoder, d): (usize, &Decoder)| Segment {
+                start: d.start,
+                end: d.end(),
+                decoder,
+            };
+            self.segments = self.decoders.iter().enumerate().map(whole).collect();
+            return;
+        }
+        let edges = self.decoders.iter().flat_map(|d| [d.start, d.end()]);
+        let mut edges: Vec<u64> = edges.collect();
+        edges.sort_unstable();
+        edges.dedup();
+        self.segments.clear();
+        for (&start, &end) in edges.iter().zip(edges.iter().skip(1)) {
+            let covering = self
+                .decoders
+                .iter()
+                .enumerate()
+                .filter(|(_, d)| d.covers(start));
+            let Some((decoder, _)) = covering.max_by_key(|(_, d)| (d.enabled, d.start)) else {
+                continue;
+            };
+            match self.segments.last_mut() {
+                Some(last) if last.decoder == decoder && last.end == start => last.end = end,
+                _ => self.segments.push(Segment {
+                    start,
+                    end,
+                    decoder,
+                }),
+            }
+        }
+    }
+
+    /// The BAR that answers at `address`, and how many bytes it answers from there on.
+    pub(crate) fn lookup(&self, address: u64) -> Option<(&Decoder, u64)> {
+        let after = self.segments.partition_point(|s| s.start <= address);
+        let segment = self.segments.get(after.checked_sub(1)?)?;
+        let left = segment.end.checked_sub(address).filter(|left| *left > 0)?;
+        Some((self.decoders.get(segment.decoder)?, left))
     }
 
     /// First decoded address above `address`: a range that starts outside all BARs may run into one.
     pub(crate) fn next_start(&self, address: u64) -> Option<u64> {
-        let after = self
-            .decoders
-            .partition_point(|decoder| decoder.start <= address);
-        self.decoders.get(after).map(|decoder| decoder.start)
+        let after = self.segments.partition_point(|s| s.start <= address);
+        self.segments.get(after).map(|segment| segment.start)
     }
 
     pub(crate) fn member(&self, endpoint: usize) -> Option<&Member> {

@@ -29,6 +29,11 @@ impl ConfigSpace {
         self.log_uncorrectable(AER_UNSUPPORTED_REQUEST_BIT, header);
     }
 
+    /// A request of the function came back as Unsupported Request (section 7.5.1.1.4, Received Master Abort).
+    pub(crate) fn record_master_abort(&mut self) {
+        self.set_bits(STATUS, STATUS_MASTER_ABORT, STATUS_MASTER_ABORT);
+    }
+
     /// Sets a status bit and, if it is the first error since software cleared the last one, logs the header.
     fn log_uncorrectable(&mut self, bit: u32, header: [u32; 4]) {
         let status = self.u32_at(AER_UNCORRECTABLE_STATUS);
@@ -47,8 +52,8 @@ impl ConfigSpace {
     }
 }
 
-/// Header of a memory request of the CPU (section 2.2.7): requester ID and tag are 0.
-pub(crate) fn cpu_request_header(posted: bool, address: u64, length: usize) -> [u32; 4] {
+/// Header of a memory request (section 2.2.7). Requester ID and tag are 0: the fabric does not see bus numbers.
+pub(crate) fn memory_request_header(posted: bool, address: u64, length: usize) -> [u32; 4] {
     let lead = (address & 3) as u32;
     let bytes = u32::try_from(length)
         .unwrap_or(4096)

@@ -30,6 +30,9 @@ pub const STATUS_CAPABILITIES_LIST: u16 = 1 << 4;
 /// Error, Detected Parity Error.
 pub const STATUS_ERRORS: u16 = 0xf900;
 
+/// Received Master Abort: one of those.
+pub const STATUS_MASTER_ABORT: u16 = 1 << 13;
+
 pub const BAR_TYPE_64BIT: u64 = 1 << 2;
 pub const BAR_PREFETCHABLE: u64 = 1 << 3;
 

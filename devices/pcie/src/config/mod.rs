@@ -16,7 +16,7 @@ mod validate;
 
 use std::ops::Range;
 
-pub(crate) use errors::cpu_request_header;
+pub(crate) use errors::memory_request_header;
 pub(crate) use layout::CONFIG_SPACE_SIZE;
 pub(crate) use validate::{pba_length, table_length, validate};
 

@@ -333,19 +333,19 @@ fn a_non_posted_unsupported_request_is_advisory() {
 #[test]
 fn headers_of_cpu_requests() {
     assert_eq!(
-        cpu_request_header(false, 0x1000, 4),
+        memory_request_header(false, 0x1000, 4),
         [0x0000_0001, 0x0f, 0x1000, 0]
     );
     assert_eq!(
-        cpu_request_header(true, 0x1003, 2),
+        memory_request_header(true, 0x1003, 2),
         [0x4000_0002, 0x18, 0x1000, 0]
     );
     assert_eq!(
-        cpu_request_header(true, 0x1_0000_0001, 1),
+        memory_request_header(true, 0x1_0000_0001, 1),
         [0x6000_0001, 0x02, 1, 0]
     );
     assert_eq!(
-        cpu_request_header(false, 8, usize::MAX)[0],
+        memory_request_header(false, 8, usize::MAX)[0],
         0x0000_0000,
         "1024 words"
     );

@@ -20,7 +20,8 @@ enum Event {
     CpuWrite(u64, usize),
     /// Link up, decodes, may send.
     Decode(bool, bool, bool),
-    UnsupportedRequest,
+    /// Posted, length.
+    CpuRefused(bool, usize),
     DelayedMsix(usize),
 }
 
@@ -99,8 +100,8 @@ impl FunctionLink for Recorder {
             state.may_send(),
         ));
     }
-    fn count_unsupported_request(&self) {
-        self.push(Event::UnsupportedRequest);
+    fn count_cpu_refused(&self, write: bool, _: u64, length: usize) {
+        self.push(Event::CpuRefused(write, length));
     }
     fn count_delayed_msix(&self, messages: usize) {
         self.push(Event::DelayedMsix(messages));
@@ -268,7 +269,7 @@ fn without_decoding_nothing_answers() {
         function.bar_write(2, 0, &[1]).unwrap();
         assert_eq!(
             recorder.take(),
-            [Event::UnsupportedRequest, Event::UnsupportedRequest]
+            [Event::CpuRefused(false, 4), Event::CpuRefused(true, 1)]
         );
         let mut status = [0; 2];
         function
@@ -437,7 +438,14 @@ fn a_detached_function_stays_away() {
     );
     function.connect();
     function.config_write(COMMAND, &[6]).unwrap();
-    assert_eq!(recorder.take(), [Event::Config(true, 1)]);
+    function.reset(ResetKind::Conventional);
+    function.bar_write(0, 0, &[1]).unwrap();
+    let mut data = [0; 4];
+    function.bar_read(0, 0, &mut data).unwrap();
+    assert_eq!(data, [0xff; 4]);
+    function.config_read(0, &mut data).unwrap();
+    assert_eq!(data, [0xff; 4]);
+    assert_eq!(recorder.take(), [], "as in an empty slot");
 }
 
 #[test]
