@@ -3,17 +3,23 @@
 //! QEMU maps and unmaps guest RAM at any time, in ranges of any size (the firmware remaps low memory while
 //! queues are live). DMA holds the table for reading while it touches memory, and an unmap takes it for
 //! writing: when that returns, nothing touches the range any more, and no pointer to it is kept anywhere.
+//!
+//! A file that its owner makes shorter takes mapped pages away, and touching them kills the process (SIGBUS).
+//! A memfd that allows it is therefore sealed against shrinking when it is mapped; QEMU's come sealed. For any
+//! other file (one in /dev/shm, say) the client is trusted: it runs as the lab's own user.
 
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use rustix::fs::{OFlags, SealFlags};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 use crate::function::{Access, MapError};
 
 /// Bound on the mappings of one endpoint; QEMU makes some tens of them.
-const MAX_MAPPINGS: usize = 4096;
+pub(crate) const MAX_MAPPINGS: usize = 4096;
 
 /// The host memory of one endpoint.
 #[derive(Debug, Default)]
@@ -98,6 +104,24 @@ impl HostTable {
         }
     }
 
+    /// Whether removing `[start, end)` would leave two parts of one mapping.
+    fn splits(&self, start: u64, end: u64) -> bool {
+        let after = self.mappings.partition_point(|m| m.start < start);
+        let before = after.checked_sub(1).and_then(|i| self.mappings.get(i));
+        before.is_some_and(|m| m.end() > end)
+    }
+
+    /// The open file of an earlier mapping of what `fd` has open. QEMU sends a descriptor with each mapping,
+    /// most of them of one file; kept apart they would use up the process's descriptors.
+    fn known_file(&self, fd: &OwnedFd) -> Option<Arc<File>> {
+        let wanted = identity(fd)?;
+        let files = self.mappings.iter().filter_map(|m| m.memory.as_ref());
+        files
+            .filter_map(|(region, _)| region.file_offset())
+            .find(|file| identity(file.file()) == Some(wanted))
+            .map(|file| file.arc().clone())
+    }
+
     /// Removes `[start, end)`; returns whether any of it was mapped.
     fn remove(&mut self, start: u64, end: u64) -> bool {
         let mut found = false;
@@ -152,7 +176,12 @@ impl HostMemory {
             return Err(MapError::BadRange);
         }
         let memory = match file {
-            Some(fd) => Some((Arc::new(map_file(fd, file_offset, length, access)?), 0)),
+            Some(fd) => {
+                let known = self.read().known_file(&fd);
+                let file = known.unwrap_or_else(|| Arc::new(File::from(fd)));
+                let region = map_file(file, file_offset, length, access)?;
+                Some((Arc::new(region), 0))
+            }
             None => None,
         };
         let mut table = self.write();
@@ -181,13 +210,19 @@ impl HostMemory {
     /// See [`Function::unmap_host_memory`](crate::Function::unmap_host_memory).
     ///
     /// # Errors
-    /// [`MapError::BadRange`] or [`MapError::NotMapped`].
+    /// [`MapError::BadRange`], [`MapError::NotMapped`], or [`MapError::TooMany`] where a hole would make one
+    /// mapping too many; then all stays mapped.
     pub fn unmap(&self, address: u64, length: u64) -> Result<(), MapError> {
         let end = address.checked_add(length).ok_or(MapError::BadRange)?;
         if length == 0 {
             return Err(MapError::BadRange);
         }
-        if self.write().remove(address, end) {
+        let mut table = self.write();
+        // Holes make mappings, too.
+        if table.mappings.len() >= MAX_MAPPINGS && table.splits(address, end) {
+            return Err(MapError::TooMany);
+        }
+        if table.remove(address, end) {
             Ok(())
         } else {
             Err(MapError::NotMapped)
@@ -200,9 +235,23 @@ impl HostMemory {
     }
 }
 
-/// Maps `length` bytes of `fd` at `offset`. A file shorter than that would raise SIGBUS on access.
-fn map_file(fd: OwnedFd, offset: u64, length: u64, access: Access) -> Result<MmapRegion, MapError> {
-    let size = rustix::fs::fstat(&fd)
+/// What tells open files apart: device, inode and the rights that they were opened with.
+fn identity(fd: impl AsFd) -> Option<(u64, u64, OFlags)> {
+    let found = rustix::fs::fstat(&fd).ok()?;
+    let flags = rustix::fs::fcntl_getfl(&fd).ok()? & OFlags::RWMODE;
+    Some((found.st_dev, found.st_ino, flags))
+}
+
+/// Maps `length` bytes of `file` at `offset`. A file shorter than that would raise SIGBUS on access.
+fn map_file(
+    file: Arc<File>,
+    offset: u64,
+    length: u64,
+    access: Access,
+) -> Result<MmapRegion, MapError> {
+    // Before its size is looked at. What cannot be sealed is not a memfd, or was sealed by its owner.
+    let _ = rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK);
+    let size = rustix::fs::fstat(&file)
         .map_err(|e| MapError::Os(e.into()))?
         .st_size;
     let end = offset.checked_add(length).ok_or(MapError::BadRange)?;
@@ -218,7 +267,7 @@ fn map_file(fd: OwnedFd, offset: u64, length: u64, access: Access) -> Result<Mma
         protection |= libc::PROT_WRITE;
     }
     MmapRegionBuilder::new(length)
-        .with_file_offset(FileOffset::new(fd.into(), offset))
+        .with_file_offset(FileOffset::from_arc(file, offset))
         .with_mmap_prot(protection)
         .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
         .build()
@@ -305,6 +354,54 @@ mod tests {
         .unwrap();
         assert_eq!(found(&host, 0, false), Some(4096));
         assert_eq!(found(&host, 0, true), None);
+    }
+
+    /// Each hole in one mapping makes another, which a client could go on with for ever.
+    #[test]
+    fn holes_are_bounded_like_mappings() {
+        let host = HostMemory::new();
+        host.map(0, 1 << 40, RW, None, 0).unwrap();
+        let hole = |number: usize| host.unmap(0x1000 + 0x2000 * number as u64, 0x1000);
+        for number in 0..MAX_MAPPINGS - 1 {
+            hole(number).unwrap();
+        }
+        assert!(matches!(hole(MAX_MAPPINGS - 1), Err(MapError::TooMany)));
+        // What splits nothing is still done, and makes room.
+        host.unmap(0, 0x10000).unwrap();
+        hole(MAX_MAPPINGS - 1).unwrap();
+    }
+
+    #[test]
+    fn a_mapped_memfd_cannot_be_cut_short() {
+        use rustix::fs::MemfdFlags;
+        let fd = rustix::fs::memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::fs::ftruncate(&fd, 0x2000).unwrap();
+        let host = HostMemory::new();
+        host.map(0, 0x2000, RW, Some(fd.try_clone().unwrap()), 0)
+            .unwrap();
+        assert!(rustix::fs::ftruncate(&fd, 0).is_err());
+        assert_eq!(found(&host, 0, true), Some(0x2000));
+    }
+
+    #[test]
+    fn mappings_of_one_file_share_a_descriptor() {
+        let host = HostMemory::new();
+        let (one, other) = (memfd(0x8000), memfd(0x8000));
+        for page in 0..8 {
+            for (base, fd) in [(0, &one), (0x10000, &other)] {
+                let fd = Some(fd.try_clone().unwrap());
+                host.map(base + page * 0x1000, 0x1000, RW, fd, page * 0x1000)
+                    .unwrap();
+            }
+        }
+        let table = host.read();
+        let files = table.mappings.iter().filter_map(|m| m.memory.as_ref());
+        let files: std::collections::BTreeSet<_> = files
+            .map(|(region, _)| {
+                std::os::fd::AsRawFd::as_raw_fd(region.file_offset().unwrap().file())
+            })
+            .collect();
+        assert_eq!(files.len(), 2);
     }
 
     proptest! {
