@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::config::{CONFIG_SPACE_SIZE, ConfigSpace, DecodeState, memory_request_header};
 use crate::endpoint::{BarBacking, BarDeclaration, Declaration, Endpoint, ResetKind};
-use crate::host_memory::HostMemory;
+use crate::host_memory::{HostMemory, MAX_MAPPINGS};
 use crate::msix::{Delivery, Msix, MsixControl, Structure, signal};
 
 #[cfg(test)]
@@ -74,7 +74,7 @@ pub(crate) trait FunctionLink: Send + Sync {
 #[derive(Debug, Default)]
 struct Intx {
     asserted: bool,
-    /// By the transport.
+    /// By the transport, or because the level was signalled and not asked for since.
     masked: bool,
     /// By config space: not disabled, no MSI-X in its place, in D0, link up.
     enabled: bool,
@@ -86,17 +86,17 @@ impl Intx {
         self.asserted && self.enabled && !self.masked
     }
 
-    /// An eventfd has edges, the pin has a level: each time the level comes to be visible is one edge.
-    fn signal_if(&self, became_visible: bool) {
-        if let Some(trigger) = self.trigger.as_ref().filter(|_| became_visible) {
-            signal(trigger);
-        }
-    }
-
+    /// An eventfd has edges, the pin has a level. So a visible level is signalled once and masked, as Linux'
+    /// vfio-pci does (VFIO_IRQ_INFO_AUTOMASKED); the transport unmasks it when its guest has handled it, and
+    /// is told again if the level is still there.
     fn update(&mut self, change: impl FnOnce(&mut Self)) {
-        let before = self.is_visible();
         change(self);
-        self.signal_if(!before && self.is_visible());
+        if !self.is_visible() {
+            return;
+        }
+        if let Some(trigger) = &self.trigger {
+            self.masked = signal(trigger);
+        }
     }
 }
 
@@ -160,6 +160,9 @@ impl Function {
     pub fn declaration(&self) -> &Declaration {
         &self.declaration
     }
+
+    /// Most mappings of host memory at once, and parts of mappings between holes.
+    pub const MAX_HOST_MAPPINGS: usize = MAX_MAPPINGS;
 
     /// Size of config space in bytes: 4096.
     pub const CONFIG_SPACE_SIZE: u64 = CONFIG_SPACE_SIZE as u64;
@@ -324,7 +327,8 @@ impl Function {
     /// When this returns no DMA touches them.
     ///
     /// # Errors
-    /// [`MapError::BadRange`], or [`MapError::NotMapped`] where nothing of the range was mapped.
+    /// [`MapError::BadRange`]; [`MapError::NotMapped`] where nothing of the range was mapped;
+    /// [`MapError::TooMany`] where a hole would make one mapping too many.
     pub fn unmap_host_memory(&self, address: u64, length: u64) -> Result<(), MapError> {
         self.host.unmap(address, length)
     }
@@ -353,19 +357,18 @@ impl Function {
         Ok(())
     }
 
-    /// Connects INTx to an eventfd, or disconnects it. `file` must be non-blocking.
+    /// Connects INTx to an eventfd, or disconnects it; either way it is unmasked. `file` must be non-blocking.
     pub fn set_intx_trigger(&self, file: Option<File>) {
-        let mut intx = lock(&self.intx);
-        intx.trigger = file;
-        intx.signal_if(intx.is_visible());
+        lock(&self.intx).update(|intx| {
+            intx.trigger = file;
+            intx.masked = false;
+        });
     }
 
-    /// The transport masks INTx, or unmasks it; unmasking an asserted pin triggers it again
-    /// (that is how the level is carried by an eventfd).
+    /// The transport masks INTx, or unmasks it. A trigger masks it by itself; unmasking an asserted pin
+    /// triggers it again (that is how the level is carried by an eventfd).
     pub fn mask_intx(&self, masked: bool) {
-        let mut intx = lock(&self.intx);
-        intx.masked = masked;
-        intx.signal_if(intx.is_visible());
+        lock(&self.intx).update(|intx| intx.masked = masked);
     }
 
     /// Resets the endpoint and its config space.

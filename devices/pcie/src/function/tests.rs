@@ -367,6 +367,39 @@ fn intx_carries_a_level() {
     assert_eq!(count(&ours), 0);
 }
 
+/// What QEMU does without KVM: a trigger raises the line; when the guest has touched the device, it lowers
+/// the line and unmasks.
+#[test]
+fn intx_works_with_a_consumer_like_qemus() {
+    let (function, _) = running(false);
+    let (ours, theirs) = eventfd();
+    function.set_intx_trigger(Some(theirs));
+    function.set_intx_level(true);
+    assert_eq!(count(&ours), 1);
+    // The level bounces before the guest has looked: the line is up already.
+    function.set_intx_level(false);
+    function.set_intx_level(true);
+    assert_eq!(count(&ours), 0, "masked by its own trigger");
+    // Handled, but asserted for something else: the line goes up again.
+    function.mask_intx(false);
+    assert_eq!(count(&ours), 1);
+    function.set_intx_level(false);
+    function.mask_intx(false);
+    assert_eq!(count(&ours), 0, "handled and silent");
+    function.set_intx_level(true);
+    assert_eq!(count(&ours), 1, "nothing is lost after an unmask");
+    // Interrupts are switched off before the guest has looked, and on again: nothing stays masked.
+    function.set_intx_trigger(None);
+    let (ours, theirs) = eventfd();
+    function.set_intx_trigger(Some(theirs));
+    assert_eq!(count(&ours), 1);
+    function.mask_intx(true);
+    function.set_intx_trigger(None);
+    let (ours, theirs) = eventfd();
+    function.set_intx_trigger(Some(theirs));
+    assert_eq!(count(&ours), 1);
+}
+
 #[test]
 fn intx_respects_config_space() {
     let (function, _) = running(false);
