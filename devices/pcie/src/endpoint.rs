@@ -52,7 +52,7 @@ pub enum BarBacking {
 pub struct BarDeclaration {
     /// Index of the register, 0 to 5; a 64-bit BAR also takes the next one.
     pub index: u8,
-    /// Size in bytes: a power of two, at least 4 KiB.
+    /// Size in bytes: a power of two, at least 4 KiB; of registers, at most 16 MiB.
     pub size: u64,
     /// 64-bit addressing.
     pub is_64bit: bool,

@@ -5,7 +5,7 @@ use std::sync::{
 };
 
 use crate::counters::{HOST_PARTIES, Ledger, Party, PortError};
-use crate::endpoint::{BarBacking, CpuAccess, Declaration, Endpoint, ResetKind};
+use crate::endpoint::{BarBacking, BarDeclaration, CpuAccess, Declaration, Endpoint, ResetKind};
 use crate::function::{Function, FunctionLink};
 use crate::host_memory::HostMemory;
 use crate::link::Link;
@@ -328,6 +328,10 @@ impl Core {
         endpoint: Arc<dyn Endpoint>,
         declaration: Declaration,
     ) -> Result<(Arc<Function>, Port, Arc<Link>), FabricError> {
+        check_register_bars(&declaration).map_err(|reason| FabricError::BadDeclaration {
+            endpoint: name.to_owned(),
+            reason,
+        })?;
         let host = Arc::new(HostMemory::new());
         let port = Arc::new(PortInner {
             name: name.to_owned(),
@@ -374,6 +378,22 @@ impl Core {
                     .record_port_error(root, PortError::UnsupportedRequest);
             }
         }
+    }
+}
+
+/// Largest register BAR: a DMA to a peer's registers takes a buffer as long as its part of the BAR.
+const LARGEST_REGISTER_BAR: u64 = 16 << 20;
+
+fn check_register_bars(declaration: &Declaration) -> Result<(), String> {
+    let too_large = |bar: &&BarDeclaration| {
+        matches!(bar.backing, BarBacking::Registers) && bar.size > LARGEST_REGISTER_BAR
+    };
+    match declaration.bars.iter().find(too_large) {
+        Some(bar) => Err(format!(
+            "BAR {} has {:#x} bytes of registers; beyond {LARGEST_REGISTER_BAR:#x} it must be memory",
+            bar.index, bar.size
+        )),
+        None => Ok(()),
     }
 }
 

@@ -63,14 +63,16 @@ impl ByClass {
 /// What one port counted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortTraffic {
-    /// Name of the port; of an endpoint's port, the endpoint's.
+    /// Name of the port; of an endpoint's port, the endpoint's (`NAME@PORT` for an endpoint that was first
+    /// plugged in elsewhere).
     pub name: String,
     /// What the port is.
     pub kind: PortKind,
     /// The port above: at the other end of the link for an upstream or endpoint port, the switch's upstream
     /// port for a downstream port.
     pub above: Option<String>,
-    /// `false` where CPU accesses to a mapped BAR below bypass the switch and are not in these counters.
+    /// `false` where CPU accesses to a mapped BAR below bypass the switch and are not in these counters, also
+    /// after that endpoint was unplugged.
     pub cpu_accesses_observed: bool,
     /// Received from the link.
     pub ingress: ByClass,
@@ -131,7 +133,7 @@ impl PortTraffic {
     }
 }
 
-/// What went from one party to another, by kind of packet. Parties are endpoints by name, and `cpu`,
+/// What went from one party to another, by kind of packet. Parties are endpoints by their port's name, and `cpu`,
 /// `memory`, `interrupts` (MSI-X writes) and `unclaimed` (addresses that nothing decodes).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MatrixEntry {
@@ -313,9 +315,11 @@ impl Traffic {
         let endpoint = self
             .port(party)
             .filter(|port| port.kind == PortKind::Endpoint);
+        // Bounded: a reading that came from a file may say that a port lies above itself.
         std::iter::successors(endpoint, |port| {
             port.above.as_deref().and_then(|a| self.port(a))
         })
+        .take(self.ports.len())
         .collect()
     }
 
@@ -441,5 +445,37 @@ impl fmt::Display for Traffic {
             )?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reading may come from a file: nonsense is a violation, not an endless walk.
+    #[test]
+    fn a_port_above_itself_is_survived() {
+        let port = PortTraffic::new(
+            "a".to_owned(),
+            PortKind::Endpoint,
+            Some("a".to_owned()),
+            true,
+            &PortCells::default(),
+        );
+        let tally = Tally {
+            tlps: 1,
+            ..Tally::default()
+        };
+        let traffic = Traffic {
+            schema_version: SCHEMA_VERSION,
+            ports: vec![port],
+            matrix: vec![MatrixEntry {
+                source: "a".to_owned(),
+                destination: "memory".to_owned(),
+                kind: TlpKind::MWr,
+                tally,
+            }],
+        };
+        assert!(traffic.check().is_err());
     }
 }

@@ -34,7 +34,8 @@ impl Endpoint for Faulty {
     fn declaration(&self) -> Declaration {
         let mut declaration = self.toy.declaration();
         if self.bad_declaration {
-            declaration.identity.vendor_id = 0xffff;
+            // A DMA to all of it would take a buffer as large.
+            declaration.bars[0].size = 1 << 40;
         }
         declaration
     }
@@ -62,6 +63,7 @@ fn a_refused_endpoint_leaves_no_trace() {
     let before = fabric.traffic();
     let error = fabric.plug("sw.0", "bad", Faulty::new(true)).err().unwrap();
     assert!(matches!(error, FabricError::BadDeclaration { .. }));
+    assert!(error.to_string().contains("must be memory"), "{error}");
     assert_eq!(fabric.traffic(), before);
     assert!(fabric.find("bad").is_none());
     fabric.plug("sw.0", "bad", Faulty::new(false)).unwrap();
