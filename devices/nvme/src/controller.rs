@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::cmb::{CMB_BAR, Cmb};
 use crate::config::{MAX_IO_QUEUES, NvmeConfig, NvmeError};
-use crate::counters::{Counters, add};
+use crate::counters::{Counters, Mistakes, add};
 use crate::dma::Dma;
 use crate::events::{AsyncEvents, ErrorLog, Event};
 use crate::features::Features;
@@ -47,6 +47,7 @@ pub(crate) struct Shared {
     pub(crate) events: Mutex<AsyncEvents>,
     pub(crate) errors: Mutex<ErrorLog>,
     pub(crate) counters: Counters,
+    pub(crate) mistakes: Mistakes,
     pub(crate) trace: Trace,
     /// Wakes the controller's thread.
     pub(crate) wake: Arc<Wake>,
@@ -86,7 +87,9 @@ impl Shared {
 
     /// Gives up until the host resets the controller: CSTS.CFS.
     pub(crate) fn fatal(&self, why: &str) {
-        tracing::warn!(why, "controller fatal status");
+        if self.mistakes.is_worth_a_line() {
+            tracing::warn!(why, "controller fatal status");
+        }
         lock(&self.registers).csts.set_cfs(true);
     }
 
@@ -137,7 +140,9 @@ impl Shared {
             _ => Some(Event::INVALID_DOORBELL),
         };
         if let Some(event) = event {
-            tracing::warn!(qid, value, "bad doorbell write");
+            if self.mistakes.is_worth_a_line() {
+                tracing::warn!(qid, value, "bad doorbell write");
+            }
             lock(&self.errors).doorbell(qid);
             lock(&self.events).push(event);
             self.wake.notify();
@@ -206,6 +211,7 @@ impl NvmeController {
             events: Mutex::default(),
             errors: Mutex::default(),
             counters: Counters::new(),
+            mistakes: Mistakes::default(),
             trace: Trace::default(),
             wake: Arc::default(),
             exit: AtomicBool::new(false),
@@ -301,6 +307,9 @@ impl Endpoint for NvmeController {
     }
 
     fn attach(&self, port: Port) {
+        // Plugged in again after it was detached: `stop` left no thread, and a power cycle lies between.
+        self.shared.exit.store(false, Ordering::Release);
+        lock(&self.shared.registers).reset_all();
         let dma = Dma {
             port: port.clone(),
             cmb: self.shared.cmb.clone(),
@@ -346,7 +355,10 @@ impl Endpoint for NvmeController {
                 let value = u32::from_le_bytes([a, b, c, d]);
                 self.shared.doorbell(port.as_ref(), offset, value);
             }
-            _ => tracing::warn!(offset, length = data.len(), "doorbell write of a bad shape"),
+            _ if self.shared.mistakes.is_worth_a_line() => {
+                tracing::warn!(offset, length = data.len(), "doorbell write of a bad shape");
+            }
+            _ => {}
         }
     }
 

@@ -87,7 +87,13 @@ fn is_quick(shared: &Shared, command: &Command) -> bool {
         return true;
     };
     let bytes = (u64::from(cdw12.nlb_z()) + 1) << ns.block_shift;
-    matches!(command.opcode, opcode::READ | opcode::WRITE) && !cdw12.fua() && bytes <= QUICK_BYTES
+    let durable = match command.opcode {
+        opcode::READ => cdw12.fua(),
+        // Without the write cache every write waits for the medium.
+        opcode::WRITE => cdw12.fua() || !lock(&shared.features).write_cache,
+        _ => return false,
+    };
+    !durable && bytes <= QUICK_BYTES
 }
 
 fn namespace(shared: &Shared, nsid: u32) -> Result<&Namespace, Status> {

@@ -92,7 +92,9 @@ impl Core {
     fn enable(&mut self, shared: &Shared) {
         let mut registers = lock(&shared.registers);
         if let Some(why) = registers.bad_configuration() {
-            tracing::warn!(why, "the controller cannot be enabled");
+            if shared.mistakes.is_worth_a_line() {
+                tracing::warn!(why, "the controller cannot be enabled");
+            }
             registers.csts.set_cfs(true);
             return;
         }
@@ -117,8 +119,9 @@ impl Core {
 
     /// Executes one admin command or completes one held request; `false` if there is nothing to do.
     fn step(&mut self, shared: &Arc<Shared>, dma: &Dma, sq: &SubmissionQueue) -> bool {
-        // CC.EN may have been cleared since.
-        if lock(&shared.registers).csts.cfs() {
+        // A reset from the bus clears RDY before it waits for this thread: it waits for one command, not a queue.
+        let csts = lock(&shared.registers).csts;
+        if csts.cfs() || !csts.rdy() {
             return false;
         }
         let event_ready = !self.aborted.is_empty() || lock(&shared.events).is_ready();

@@ -5,6 +5,7 @@
 
 use crate::cmb::Cmb;
 use crate::config::CmbConfig;
+use crate::counters::Mistakes;
 use crate::spec::registers::{Aqa, Cap, Cc, CmbMsc, Csts, offset, shst};
 
 /// Largest queue, 0's based (CAP.MQES).
@@ -111,6 +112,7 @@ pub(crate) struct Registers {
     pub(crate) cmbmsc: CmbMsc,
     pub(crate) cmb_base_invalid: bool,
     pub(crate) pending: Pending,
+    mistakes: Mistakes,
 }
 
 impl Registers {
@@ -126,12 +128,17 @@ impl Registers {
             cmbmsc: CmbMsc::new(),
             cmb_base_invalid: false,
             pending: Pending::default(),
+            mistakes: Mistakes::default(),
         }
     }
 
     /// All registers as after power on.
     pub(crate) fn reset_all(&mut self) {
-        *self = Self::new(self.cmb);
+        let mistakes = std::mem::take(&mut self.mistakes);
+        *self = Self {
+            mistakes,
+            ..Self::new(self.cmb)
+        };
     }
 
     /// What CC.EN from 1 to 0 resets: not AQA, ASQ, ACQ and CMBMSC (Base 3.7.2).
@@ -190,11 +197,13 @@ impl Registers {
             (&[a, b, c, d], 0) => (at, u64::from(u32::from_le_bytes([a, b, c, d])), 4),
             (&[a, b, c, d, e, f, g, h], 0) => (at, u64::from_le_bytes([a, b, c, d, e, f, g, h]), 8),
             _ => {
-                tracing::warn!(
-                    offset = at,
-                    length = data.len(),
-                    "register write of a bad shape"
-                );
+                if self.mistakes.is_worth_a_line() {
+                    tracing::warn!(
+                        offset = at,
+                        length = data.len(),
+                        "register write of a bad shape"
+                    );
+                }
                 return Effect::default();
             }
         };

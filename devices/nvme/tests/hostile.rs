@@ -7,6 +7,7 @@ mod driver;
 use std::cell::RefCell;
 
 use driver::{Rig, config};
+use p2plab_nvme::spec::command::PSDT_SGL;
 use p2plab_nvme::spec::registers::offset;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -50,7 +51,8 @@ fn nothing_that_a_host_does_is_the_end_of_a_controller() {
                 zerocopy::FromBytes::read_from_bytes(&bytes[..]).unwrap();
             if plausible {
                 command.opcode &= 0xf;
-                command.flags = 0;
+                // By PRPs, or by an SGL of one data block.
+                command.flags &= PSDT_SGL;
                 command.nsid = 1.into();
                 command.prp1 = (command.prp1.get() & 0x3ff_fffc).into();
                 command.prp2 = (command.prp2.get() & 0x3ff_f000).into();

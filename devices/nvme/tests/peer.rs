@@ -253,3 +253,18 @@ fn the_switch_sees_what_the_trace_tells() {
     assert_eq!(after.2 - before.2, fetched);
     assert_eq!(fetched, 10 * (64 + 255 * 8));
 }
+
+/// A controller that was unplugged is as after power on when it is plugged in again.
+#[test]
+fn unplugged_and_plugged_in_again() {
+    let mut rig = Rig::new();
+    let mut d = rig.plug(config("a"));
+    d.enable();
+    rig.fabric.unplug("nvme0").unwrap();
+    let mut d = rig.plug_again(d);
+    assert_eq!(d.read32(offset::CC), 0);
+    d.enable();
+    d.create_queues(1, 64, None).unwrap();
+    let page = d.pages(1);
+    d.read(0, 8, page).unwrap();
+}

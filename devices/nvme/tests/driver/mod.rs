@@ -78,9 +78,17 @@ impl Rig {
 
     /// Plugs a controller in and connects it; its BARs are programmed and decode.
     pub fn plug(&mut self, config: NvmeConfig) -> Driver {
+        self.connect(Arc::new(NvmeController::new(config).unwrap()))
+    }
+
+    /// The same for a controller that was unplugged, into the next port.
+    pub fn plug_again(&mut self, driver: Driver) -> Driver {
+        self.connect(driver.controller)
+    }
+
+    fn connect(&mut self, controller: Arc<NvmeController>) -> Driver {
         let number = self.drivers;
         self.drivers += 1;
-        let controller = Arc::new(NvmeController::new(config).unwrap());
         let (port, name) = (format!("dp{number}"), format!("nvme{number}"));
         let function = self.fabric.plug(&port, &name, controller.clone()).unwrap();
         function.connect();
