@@ -38,14 +38,23 @@
 //!   QEMU's guest shared memory (`memory-backend-memfd,share=on`).
 //! - Migration, dirty pages, device features, MSI (not MSI-X), expansion ROM, VGA, ioeventfds (DEVICE_GET_REGION_IO_FDS).
 //! - Unmasking INTx by an eventfd (SET_IRQS with DATA_EVENTFD and UNMASK); QEMU does without.
-
 //!
-//! # What QEMU does (seen with 11.1.3)
+//! # Whom it trusts
+//!
+//! A client may send anything, at any pace, or nothing: it can end its own connection, keep its own device
+//! from others as long as it is connected, and no more. Two things are out of reach: a file that is no memfd
+//! and that the client makes shorter while it is mapped kills this process (SIGBUS), and an eventfd that the
+//! client makes blocking again and never reads stops its device. So only the lab's own user should connect;
+//! that holds for abstract and unlinked sockets, and for a path in a folder of that user's.
+//!
+//! # What QEMU does (seen with 11.1.3, where nothing else is said)
 //!
 //! - The socket must be `{"type":"unix","path":...}`. `"abstract":true` is ignored, and the name taken for
-//!   a path; `{"type":"fd"}` is refused. [`SocketAddress::Unlinked`] gives a path that leaves nothing behind.
-//! - Writes to a memory BAR are posted (no reply), unless `x-no-posted-writes` is on or a region of the
-//!   device can be mapped. Reads, config writes and all else are answered. A posted write's error is lost.
+//!   a path. By its source (read, not tried) `{"type":"fd"}` is refused. [`SocketAddress::Unlinked`] gives a
+//!   path that leaves nothing behind.
+//! - Writes to a memory BAR are posted (no reply), unless `x-no-posted-writes` is on or, by its source (read,
+//!   not tried), a region of the device can be mapped. Reads, config writes and all else are answered. A posted
+//!   write's error is lost.
 //! - **Detach**: `device_del`, and the guest lets go (pciehp, or ACPI); QEMU unmaps all memory, reports
 //!   DEVICE_DELETED and closes the socket. Wait for that event, then for [`Server::wait_disconnected`],
 //!   then [`Server::stop`]. Without the guest's consent (no driver, paused) `device_del` stays pending.

@@ -7,9 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use p2plab_pcie::Function;
+use rustix::io::Errno;
 
 use crate::address::{Listener, SocketAddress};
 use crate::session::Session;
@@ -47,6 +48,15 @@ pub enum ServeError {
     },
 }
 
+/// Time between two attempts to accept a client while the host has nothing to accept it with.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Whether an error of accept passes when others give back what they have.
+fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|errno| shortages.contains(&errno))
+}
+
 /// What a server's thread shares with its owner.
 #[derive(Debug, Default)]
 pub(crate) struct Status {
@@ -75,6 +85,16 @@ impl Status {
 
     pub(crate) fn set_release_trigger(&self, file: Option<File>) {
         self.lock().release_trigger = file;
+    }
+
+    /// Lets a while pass, unless the server is told to stop.
+    fn wait_before_retry(&self) {
+        let state = self.lock();
+        let running = |state: &mut State| !state.stopping;
+        drop(
+            self.changed
+                .wait_timeout_while(state, ACCEPT_RETRY, running),
+        );
     }
 
     /// Makes the client's socket known; `false` if the server is stopping.
@@ -135,8 +155,11 @@ impl Server {
                 match accepting.accept() {
                     Ok(stream) => serve(target, status, &stream),
                     Err(_) if status.lock().stopping => break,
+                    Err(error) if is_shortage(&error) => {
+                        tracing::error!(function = target.name(), %error, "cannot accept a client");
+                        status.wait_before_retry();
+                    }
                     Err(error) => {
-                        // Nothing but a lack of descriptors or memory can do this; it would not end.
                         tracing::error!(function = target.name(), %error, "accept failed");
                         break;
                     }
@@ -259,6 +282,7 @@ impl Server {
         {
             let mut state = self.status.lock();
             state.stopping = true;
+            self.status.changed.notify_all();
             if let Some(stream) = &state.stream {
                 let _ = stream.shutdown(Shutdown::Both);
             }
@@ -319,4 +343,21 @@ fn serve(target: &dyn Target, status: &Status, stream: &UnixStream) {
     // Before the reset, so that a client that left a request behind is not kept waiting for it.
     let _ = stream.shutdown(Shutdown::Both);
     drop(connection);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortage_passes_and_a_closed_socket_does_not() {
+        let error = |errno: Errno| io::Error::from(errno);
+        assert!(is_shortage(&error(Errno::MFILE)));
+        assert!(!is_shortage(&error(Errno::INVAL)));
+        let status = Status::default();
+        status.lock().stopping = true;
+        let begun = Instant::now();
+        status.wait_before_retry();
+        assert!(begun.elapsed() < ACCEPT_RETRY, "stopping does not wait");
+    }
 }

@@ -1,5 +1,6 @@
 //! VERSION: what both sides can do.
 
+use p2plab_pcie::Function;
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
@@ -42,7 +43,7 @@ pub(crate) fn negotiate(payload: &[u8], outbox: &mut Outbox) -> Result<Limits, E
             "max_msg_fds": MAX_FDS,
             "max_data_xfer_size": MAX_DATA,
             "pgsizes": 4096,
-            "max_dma_maps": 65535,
+            "max_dma_maps": Function::MAX_HOST_MAPPINGS,
         }
     });
     outbox.push_bytes(ours.to_string().as_bytes());

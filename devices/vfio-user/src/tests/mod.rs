@@ -7,6 +7,7 @@ mod garbage;
 mod info;
 mod interrupts;
 mod lifecycle;
+mod neighbours;
 mod raw;
 mod regions;
 
