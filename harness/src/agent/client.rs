@@ -177,6 +177,13 @@ impl AgentClient {
         }
     }
 
+    /// Sets the guest's wall clock.
+    pub fn set_clock(&self, time: SystemTime, deadline: Duration) -> Result<(), AgentError> {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let nanoseconds = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        self.done("set the clock", Request::SetClock { nanoseconds }, deadline)
+    }
+
     /// Tells the guest to power off or reboot; returns when the agent has begun to.
     pub fn shutdown(&self, power: Power, deadline: Duration) -> Result<(), AgentError> {
         self.done("shut down", Request::Shutdown(power), deadline)

@@ -97,6 +97,23 @@ impl AgentClient {
         }
     }
 
+    /// Writes a few bytes to a file of the guest that exists, at its start and in one piece: an attribute of
+    /// sysfs, say.
+    pub fn write_attribute(
+        &self,
+        bytes: &[u8],
+        guest_path: &str,
+        deadline: Duration,
+    ) -> Result<(), AgentError> {
+        let request = Request::Write {
+            path: guest_path.to_owned(),
+            offset: 0,
+            data: Bytes(bytes.to_vec()),
+            create: None,
+        };
+        self.done(&format!("write {guest_path}"), request, deadline)
+    }
+
     /// Reads a file of the guest, at most `limit` bytes of it. `deadline` is for the whole file.
     pub fn get(
         &self,

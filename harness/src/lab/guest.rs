@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use super::LabError;
+use super::{LabError, arrival};
 use crate::agent::{AgentClient, Command, Output};
 use crate::shape::Slot;
-use crate::wait;
 
 /// A running guest.
 pub struct Guest<'a> {
@@ -118,38 +117,6 @@ impl Guest<'_> {
     /// # Errors
     /// The agent's.
     pub fn nvme_in_slot(&self, name: &str, slot: &Slot) -> Result<GuestNvme, LabError> {
-        let number = slot.number;
-        // One command for all: under emulation a process costs tens of milliseconds.
-        let line = format!(
-            "s=/sys/bus/pci/slots/{number}/address
-             until [ -r $s ] && a=$(cat $s).0 && d=/sys/bus/pci/devices/$a && \
-                   b=$(echo $d/nvme/nvme*/nvme*n*) && [ -e \"$b\" ] && [ -b /dev/${{b##*/}} ]; do
-                 usleep 10000
-             done
-             c=$(echo $d/nvme/nvme*)
-             p=; [ -e $d/p2pmem/allocate ] && p=$d/p2pmem/allocate
-             echo $a ${{c##*/}} /dev/${{b##*/}} $p"
-        );
-        let output = self
-            .agent
-            .check(&Command::shell(line).deadline(wait::HOTPLUG))
-            .map_err(|error| LabError::GuestCondition {
-                what: format!("the nvme driver to bind {name}"),
-                source: Box::new(error),
-            })?
-            .text();
-        let mut words = output.split_whitespace().map(str::to_owned);
-        match (words.next(), words.next(), words.next()) {
-            (Some(address), Some(controller), Some(block_device)) => Ok(GuestNvme {
-                address,
-                controller,
-                block_device,
-                p2pmem: words.next(),
-            }),
-            _ => Err(LabError::Unexpected(format!(
-                "the guest describes the SSD {name} as `{}`",
-                output.trim()
-            ))),
-        }
+        arrival::nvme(self.agent, name, slot)
     }
 }

@@ -19,6 +19,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod arrival;
 mod base_image;
 mod devices;
 mod error;
@@ -139,7 +140,7 @@ impl LabOptions {
         };
         let initramfs = Initramfs::build(cache, &artifacts, &spec)?;
         let shape = self.topology.shape();
-        let slots = self
+        let slots: Vec<_> = self
             .topology
             .endpoints
             .iter()
@@ -172,6 +173,8 @@ impl LabOptions {
                     .map_err(|error| machine.cause(error.into()))?;
             }
             phases.end("endpoints hot-added");
+            arrival::scan(&machine.agent, &slots).map_err(|e| machine.cause(e))?;
+            phases.end("buses scanned");
             machine
         };
         for (host, guest) in &self.put {
@@ -428,11 +431,9 @@ fn open_run_directory(cache: &Cache, path: Option<&Path>) -> Result<RunDirectory
 
 /// A restored guest's wall clock stands where the image was saved.
 fn set_clock(machine: &Machine) -> Result<(), LabError> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let seconds = now.map_or(0, |now| now.as_secs());
     machine
         .agent
-        .check(&crate::agent::Command::new("date").args(["-s".to_owned(), format!("@{seconds}")]))
+        .set_clock(std::time::SystemTime::now(), wait::AGENT_COMMAND)
         .map_err(|error| machine.cause(error.into()))?;
     Ok(())
 }

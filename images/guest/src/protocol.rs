@@ -119,6 +119,11 @@ pub enum Request {
         /// Paths of .ko or .ko.xz files; empty: those listed in /etc/p2plab/modules.
         paths: Vec<String>,
     },
+    /// Sets the wall clock; answered by `Done`.
+    SetClock {
+        /// Nanoseconds since 1970-01-01 00:00:00 UTC.
+        nanoseconds: u64,
+    },
     /// Ends the guest; answered by `Done` before it begins.
     Shutdown(Power),
 }
@@ -378,6 +383,9 @@ mod tests {
             },
             Request::List { path: "/".into() },
             Request::LoadModules { paths: vec![] },
+            Request::SetClock {
+                nanoseconds: u64::MAX,
+            },
             Request::Shutdown(Power::Reboot),
         ];
         for (id, request) in (1u64..).zip(requests) {

@@ -198,6 +198,13 @@ impl Server {
             Request::Ping => self.reply(id, Reply::Pong(self.shared.status())),
             Request::Run(run) => self.run(id, run),
             Request::Kill { target, signal } => self.kill(id, target, signal),
+            Request::SetClock { nanoseconds } => match crate::sys::set_clock(nanoseconds) {
+                Ok(()) => self.reply(id, Reply::Done),
+                Err(error) => {
+                    let why = format!("cannot set the clock: {error}");
+                    self.error(id, ErrorKind::System, why);
+                }
+            },
             Request::Shutdown(power) => self.shutdown(id, power),
             request @ (Request::Write { .. }
             | Request::Read { .. }

@@ -16,6 +16,18 @@ fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
     }
 }
 
+/// Sets the wall clock to that many nanoseconds since 1970.
+pub(crate) fn set_clock(nanoseconds: u64) -> io::Result<()> {
+    const BILLION: u64 = 1_000_000_000;
+    let part = |value: u64| libc::c_long::try_from(value).map_err(io::Error::other);
+    let time = libc::timespec {
+        tv_sec: part(nanoseconds / BILLION)?,
+        tv_nsec: part(nanoseconds % BILLION)?,
+    };
+    // SAFETY: the pointer is valid for the call, which only reads through it.
+    checked(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &time) }.into()).map(drop)
+}
+
 /// Blocks until a child has ended (that one, or any with `None`), leaves it unreaped, returns its pid.
 pub(crate) fn wait_ended(pid: Option<i32>) -> io::Result<i32> {
     let (kind, id) = match pid {
