@@ -68,21 +68,30 @@ pub(super) struct Pending<'a> {
 impl AgentClient {
     /// A client on a connected socket. Nothing is sent yet: see [`Self::hello`].
     pub fn new(stream: UnixStream) -> Result<Self, AgentError> {
-        Self::connect(stream, None)
+        Self::connect(stream, None, || None)
     }
 
-    /// As [`Self::new`], and records all traffic in the file `log`.
-    pub fn with_log(stream: UnixStream, log: &Path) -> Result<Self, AgentError> {
+    /// As [`Self::new`], and records all traffic in the file `log`. When the port ends, `cause` is asked, on the
+    /// reader's thread, for what ended it; it may wait a moment for the answer.
+    pub fn with_log(
+        stream: UnixStream,
+        log: &Path,
+        cause: impl FnOnce() -> Option<String> + Send + 'static,
+    ) -> Result<Self, AgentError> {
         let file = Log::create(log).map_err(|error| {
             host(
                 format!("cannot create the agent log {}", log.display()),
                 &error,
             )
         })?;
-        Self::connect(stream, Some(file))
+        Self::connect(stream, Some(file), cause)
     }
 
-    fn connect(stream: UnixStream, log: Option<Log>) -> Result<Self, AgentError> {
+    fn connect(
+        stream: UnixStream,
+        log: Option<Log>,
+        cause: impl FnOnce() -> Option<String> + Send + 'static,
+    ) -> Result<Self, AgentError> {
         let no_client =
             |error: std::io::Error| host("cannot start the agent client".into(), &error);
         let shared = Arc::new(Shared {
@@ -92,7 +101,7 @@ impl AgentClient {
         let (for_reader, reading) = (Arc::clone(&shared), stream.try_clone().map_err(no_client)?);
         let reader = std::thread::Builder::new()
             .name("agent reader".into())
-            .spawn(move || for_reader.read(reading))
+            .spawn(move || for_reader.read(reading, cause))
             .map_err(no_client)?;
         Ok(Self {
             shared,
@@ -287,12 +296,13 @@ impl AgentClient {
 
 impl Drop for AgentClient {
     fn drop(&mut self) {
+        // First, so that the reader does not ask for the cause of what we do ourselves.
+        self.shared.fail("the client was closed", true);
         let writer = self
             .writer
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
         let _ = writer.shutdown(Shutdown::Both);
-        self.shared.fail("the client was closed", true);
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
@@ -342,7 +352,7 @@ impl Shared {
         state.pending.clear();
     }
 
-    fn read(&self, mut stream: UnixStream) {
+    fn read(&self, mut stream: UnixStream, cause: impl FnOnce() -> Option<String>) {
         let mut splitter = LineSplitter::new(MAX_LINE);
         let mut buffer = vec![0; 64 * 1024];
         let why = loop {
@@ -358,7 +368,10 @@ impl Shared {
                 Err(error) => break format!("its port cannot be read: {error}"),
             }
         };
-        self.fail(&why, true);
+        if !self.lock().closed {
+            // The port's end is the symptom; whoever knows the cause may need a moment longer.
+            self.fail(&cause().unwrap_or(why), true);
+        }
     }
 
     fn take_line(&self, line: &[u8]) {

@@ -13,9 +13,11 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Creates or empties the file.
+    /// Creates the file, or appends to it: a lab's second QEMU has an agent too.
     pub fn create(path: &Path) -> std::io::Result<Self> {
-        let file = Mutex::new(BufWriter::new(File::create(path)?));
+        let file = Mutex::new(BufWriter::new(
+            File::options().create(true).append(true).open(path)?,
+        ));
         Ok(Self {
             begun: Instant::now(),
             file,

@@ -377,7 +377,7 @@ fn traffic_is_recorded() {
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("agent.jsonl");
     let (server, _) = server();
-    let client = AgentClient::with_log(connect(&server), &log).unwrap();
+    let client = AgentClient::with_log(connect(&server), &log, || None).unwrap();
     client.hello(SOON).unwrap();
     client.ping(SOON).unwrap();
     let text = std::fs::read_to_string(&log).unwrap();

@@ -144,6 +144,19 @@ impl Devices {
         ))
     }
 
+    /// Stops the server of endpoint `name` and leaves the endpoint in the fabric.
+    ///
+    /// # Errors
+    /// [`LabError::UnknownEndpoint`].
+    pub(super) fn stop_server(&mut self, name: &str) -> Result<(), LabError> {
+        self.device(name)?;
+        let device = self.devices.iter_mut().find(|device| device.name == name);
+        if let Some(server) = device.and_then(|device| device.server.take()) {
+            server.stop();
+        }
+        Ok(())
+    }
+
     /// Stops the server of endpoint `name` and unplugs it from the fabric. A QEMU that still has the device
     /// does not survive this: unplug it there first.
     ///

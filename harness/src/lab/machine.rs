@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use p2plab_images::{Accelerator, Artifacts};
 
 use super::LabError;
+use super::agent_port::{self, GoingDown};
 use super::phases::Phases;
 use crate::agent::AgentClient;
 use crate::qemu::fault::Fault;
@@ -43,6 +44,7 @@ pub(super) struct Machine {
     pub agent: Arc<AgentClient>,
     /// From QEMU's start to the agent's first answer.
     pub ready_after: Duration,
+    going_down: GoingDown,
 }
 
 /// Words on the kernel's command line of every guest. No `quiet`: the console is the record of a run. No
@@ -50,6 +52,9 @@ pub(super) struct Machine {
 /// with a reboot instead, a guest that panics at boot would go round in circles.
 pub(super) const KERNEL_ARGUMENTS: &str =
     "console=ttyS0 rdinit=/init printk.time=1 random.trust_cpu=on mitigations=off audit=0";
+
+/// What QEMU's exit status may take to be known after its sockets have closed.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl MachinePlan {
     pub(super) fn new(
@@ -79,10 +84,10 @@ impl MachinePlan {
             "-device",
             "virtio-serial-pci,id=serial,bus=pcie.0,addr=0x03",
         ]);
-        let port = p2plab_guest::protocol::PORT_NAME;
+        let (id, name) = (agent_port::PORT_ID, p2plab_guest::protocol::PORT_NAME);
         push(&[
             "-device",
-            &format!("virtserialport,chardev=agent,name={port}"),
+            &format!("virtserialport,id={id},chardev=agent,name={name}"),
         ]);
         let mut append = KERNEL_ARGUMENTS.to_owned();
         for argument in &self.kernel_arguments {
@@ -124,7 +129,12 @@ impl MachinePlan {
         let stream = qemu.take_agent().ok_or_else(|| {
             LabError::Unexpected("the agent's stream was taken before the lab had it".into())
         })?;
-        let agent = Arc::new(AgentClient::with_log(stream, &run.agent_log())?);
+        let faults = qemu.faults.clone();
+        let cause = move || {
+            let deadline = wait::Deadline::new("the reason of the port's end", LAST_WORDS);
+            faults.wait(&deadline).ok().map(|fault| fault.to_string())
+        };
+        let agent = Arc::new(AgentClient::with_log(stream, &run.agent_log(), cause)?);
         phases.end("QEMU started");
         let patience = match begin {
             Begin::Restore(image) => {
@@ -139,9 +149,13 @@ impl MachinePlan {
             qemu,
             agent,
             ready_after: Duration::ZERO,
+            going_down: GoingDown::default(),
         };
         machine.watch_faults();
         machine.hello(patience)?;
+        // Only now: before the agent's first answer nothing says that it was ever there.
+        agent_port::watch(&machine.qemu, machine.going_down.clone())
+            .map_err(crate::qemu::StartError::Io)?;
         phases.end("agent answers");
         Ok(Machine {
             ready_after: since.elapsed(),
@@ -197,11 +211,29 @@ impl Machine {
         }
     }
 
+    /// Reboots the guest and waits until it answers again.
+    pub(super) fn reboot(&self) -> Result<(), LabError> {
+        let mut events = self.qemu.qmp.events();
+        let deadline = wait::Deadline::new("the guest to reset its machine", wait::SHUTDOWN);
+        self.going_down.set(true);
+        let again = self
+            .agent
+            .shutdown(p2plab_guest::protocol::Power::Reboot, wait::AGENT_COMMAND)
+            .map_err(LabError::from)
+            .and_then(|()| Ok(events.wait("RESET", &deadline, |_| true)?))
+            .map_err(|error| self.cause(error))
+            .and_then(|_| self.hello(wait::BOOT));
+        self.going_down.set(false);
+        again
+    }
+
     /// Powers the guest off and waits for QEMU to end.
     pub(super) fn power_off(&self) -> Result<(), LabError> {
         let deadline = wait::Deadline::new("the guest to power off", wait::SHUTDOWN);
+        self.going_down.set(true);
         self.agent
-            .shutdown(p2plab_guest::protocol::Power::Poweroff, wait::AGENT_COMMAND)?;
+            .shutdown(p2plab_guest::protocol::Power::Poweroff, wait::AGENT_COMMAND)
+            .map_err(|error| self.cause(error.into()))?;
         let status = self
             .qemu
             .child

@@ -19,8 +19,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod agent_port;
 mod arrival;
 mod base_image;
+pub mod device_log;
 mod devices;
 mod error;
 mod guest;
@@ -30,6 +32,7 @@ mod phases;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use p2plab_images::{Artifacts, Cache, Initramfs, InitramfsSpec, Overrides, Progress};
@@ -46,6 +49,7 @@ use crate::run_directory::{Outcome, RunDirectory};
 use crate::shape::Slot;
 use crate::topology::Topology;
 use crate::wait::{self, Deadline};
+use device_log::DeviceLog;
 use machine::{Begin, Machine, MachinePlan};
 use phases::Phases;
 
@@ -69,6 +73,7 @@ pub struct Lab {
     plan: MachinePlan,
     artifacts: Artifacts,
     slots: Vec<(String, Slot)>,
+    device_log: Arc<DeviceLog>,
     run: RunDirectory,
     began: Instant,
     ready_after: Duration,
@@ -147,7 +152,15 @@ impl LabOptions {
             .filter_map(|e| Some((e.name.clone(), shape.slot(&e.port)?)))
             .collect();
         let plan = MachinePlan::new(&artifacts, initramfs, shape, &guest.kernel_arguments);
+        let device_log = open_device_log(&self.topology, &run)?;
         let devices = Devices::start(&self.topology, None)?;
+        for device in devices.iter() {
+            device_log.note(&format!(
+                "{} is served for {}",
+                device.name(),
+                device.port()
+            ));
+        }
         let arguments = devices
             .iter()
             .map(|device| devices.device_argument(device.name()))
@@ -197,6 +210,7 @@ impl LabOptions {
             plan,
             artifacts,
             slots,
+            device_log,
             run,
             began,
             ready_after,
@@ -294,13 +308,8 @@ impl Lab {
     /// # Errors
     /// As [`wait_ready`](Self::wait_ready).
     pub fn reboot(&self) -> Result<(), LabError> {
-        let machine = self.machine()?;
-        let mut events = machine.qemu.qmp.events();
-        let reboot = p2plab_guest::protocol::Power::Reboot;
-        machine.agent.shutdown(reboot, wait::AGENT_COMMAND)?;
-        let deadline = Deadline::new("the guest to reset its machine", wait::SHUTDOWN);
-        events.wait("RESET", &deadline, |_| true)?;
-        self.wait_ready()
+        self.device_log.note("the guest is told to reboot");
+        self.machine()?.reboot()
     }
 
     /// Kills QEMU, as a crash would; the endpoints go on.
@@ -308,6 +317,7 @@ impl Lab {
     /// # Errors
     /// An endpoint that does not notice.
     pub fn kill_qemu(&mut self) -> Result<(), LabError> {
+        self.device_log.note("QEMU is killed");
         drop(self.machine.take());
         let deadline = Instant::now() + wait::HOTPLUG;
         for device in self.devices.iter() {
@@ -328,6 +338,8 @@ impl Lab {
             .collect::<Result<Vec<_>, _>>()?;
         let mut phases = Phases::begin(Instant::now());
         let begin = Begin::Boot(&arguments);
+        self.device_log
+            .note("a new QEMU boots on the same endpoints");
         self.machine = Some(self.plan.start(&begin, &self.run, &mut phases)?);
         Ok(())
     }
@@ -347,6 +359,25 @@ impl Lab {
             .map_err(|e| machine.cause(e.into()))?;
         self.devices.remove(name)?;
         self.slots.retain(|(endpoint, _)| endpoint != name);
+        self.device_log
+            .note(&format!("{name} is detached and its server stopped"));
+        Ok(())
+    }
+
+    /// Stops the server of endpoint `name` under the running guest, as if its process had died. QEMU goes on
+    /// until the next change of its memory map (a reboot is one) and then aborts; the fault says why.
+    ///
+    /// # Errors
+    /// [`LabError::UnknownEndpoint`].
+    pub fn stop_server(&mut self, name: &str) -> Result<(), LabError> {
+        self.devices.stop_server(name)?;
+        let note = format!(
+            "the server of endpoint {name} was stopped while QEMU used it, which QEMU does not survive"
+        );
+        self.device_log.note(&note);
+        if let Some(machine) = &self.machine {
+            machine.qemu.faults.note(note);
+        }
         Ok(())
     }
 
@@ -419,6 +450,12 @@ pub(crate) fn resolve(
         modules: topology.guest.modules.clone(),
     };
     Ok(p2plab_images::resolve(cache, &overrides, progress)?)
+}
+
+fn open_device_log(topology: &Topology, run: &RunDirectory) -> Result<Arc<DeviceLog>, LabError> {
+    let path = run.device_log();
+    let names = topology.endpoints.iter().map(|e| e.name.clone()).collect();
+    DeviceLog::create(&path, names).map_err(|source| LabError::Directory { path, source })
 }
 
 fn open_run_directory(cache: &Cache, path: Option<&Path>) -> Result<RunDirectory, LabError> {

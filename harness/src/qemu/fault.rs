@@ -65,6 +65,8 @@ pub enum Fault {
         status: ExitStatus,
         /// The last lines of qemu.log.
         log_tail: Vec<String>,
+        /// What was known before that explains it; see [`Faults::note`].
+        known: Vec<String>,
     },
     /// Seen by somebody else, in one sentence: the agent is lost, a device's server died.
     Other(String),
@@ -77,8 +79,13 @@ impl fmt::Display for Fault {
                 write!(f, "{kind} in the guest: {line}")?;
                 ("console", tail)
             }
-            Self::QemuExited { status, log_tail } => {
+            Self::QemuExited {
+                status,
+                log_tail,
+                known,
+            } => {
                 write!(f, "QEMU has ended ({status})")?;
+                known.iter().try_for_each(|note| write!(f, "; {note}"))?;
                 ("qemu.log", log_tail)
             }
             Self::Other(sentence) => return f.write_str(sentence),
@@ -98,6 +105,7 @@ type Subscriber = Arc<dyn Fn(&Arc<Fault>) + Send + Sync>;
 struct Board {
     first: Option<Arc<Fault>>,
     subscribers: Vec<Subscriber>,
+    notes: Vec<String>,
 }
 
 /// The board: keeps the first fault and tells everybody. Clones share it.
@@ -135,6 +143,16 @@ impl Faults {
         };
         // Unlocked: a subscriber takes locks under which others look at the board.
         subscribers.iter().for_each(|subscriber| subscriber(&fault));
+    }
+
+    /// Remembers what will explain QEMU's end, should it come: that somebody stopped a device's server.
+    pub fn note(&self, sentence: impl Into<String>) {
+        lock(&self.board.0).notes.push(sentence.into());
+    }
+
+    /// What was noted so far.
+    pub fn notes(&self) -> Vec<String> {
+        lock(&self.board.0).notes.clone()
     }
 
     /// The fault, if there is one.

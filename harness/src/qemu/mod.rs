@@ -185,6 +185,7 @@ fn watch_exit(child: &Arc<Child>, console: &Console, faults: &Faults) -> io::Res
             faults.raise(Fault::QemuExited {
                 status,
                 log_tail: child.log_tail(process::TAIL_LINES),
+                known: faults.notes(),
             });
         })?;
     Ok(())
