@@ -42,6 +42,7 @@ impl TestLab {
         topology: Topology,
         options: impl FnOnce(LabOptions) -> LabOptions,
     ) -> Self {
+        p2plab::lab::device_log::install("off");
         let share = HostShare::take();
         let directory = run_directory(name);
         match options(Lab::options(topology).run_directory(directory)).start() {

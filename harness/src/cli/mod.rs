@@ -79,12 +79,7 @@ impl OwnArgs {
 
 /// Runs the command line and gives its exit status.
 pub(crate) fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("P2PLAB_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    p2plab::lab::device_log::install("warn");
     let cli = Cli::parse();
     let result = match &cli.command {
         Command::Run(args) => run::run(args),
