@@ -119,9 +119,10 @@ impl TopologyBuilder {
         self
     }
 
-    /// Loads a kernel module besides those that the endpoints need.
-    pub fn load_module(mut self, name: impl Into<String>) -> Self {
-        self.topology.guest.load_modules.push(name.into());
+    /// Loads a kernel module besides those that the endpoints need; parameters follow the name, as in
+    /// `nvme use_cmb_sqes=0`.
+    pub fn load_module(mut self, module: impl Into<String>) -> Self {
+        self.topology.guest.load_modules.push(module.into());
         self
     }
 

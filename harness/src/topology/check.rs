@@ -334,12 +334,13 @@ fn check_guest(guest: &Guest) -> Checked {
         )?;
     }
     for module in &guest.load_modules {
-        text(
-            "load_modules",
-            module,
-            "give a module's name, such as `nvmet`",
-            |c| c.is_ascii_alphanumeric() || "_-".contains(c),
-        )?;
+        // The first word is a name, the others are the module's parameters.
+        let name = module.split(' ').next().unwrap_or_default();
+        let rule = "give a module's name, with parameters if need be, such as `nvme use_cmb_sqes=0`";
+        text("load_modules", name, rule, |c| {
+            c.is_ascii_alphanumeric() || "_-".contains(c)
+        })?;
+        text("load_modules", module, rule, |c| !c.is_control())?;
     }
     if guest.kernel.is_none() && guest.modules.is_some() {
         let fault = TopologyFault::Needs {

@@ -66,7 +66,8 @@ pub struct Guest {
     pub kernel: Option<PathBuf>,
     /// The folder of that kernel's modules (`/lib/modules/VERSION`).
     pub modules: Option<PathBuf>,
-    /// Kernel modules to load besides those that the endpoints need.
+    /// Kernel modules to load besides those that the endpoints need, each with its parameters after it
+    /// (`nvme use_cmb_sqes=0`). A driver named here with parameters gets them.
     pub load_modules: Vec<String>,
     /// A `qemu-system-x86_64` of one's own instead of the lab's.
     pub qemu: Option<PathBuf>,

@@ -198,6 +198,22 @@ fn limits_hold() {
 }
 
 #[test]
+fn modules_may_have_parameters() {
+    let with = |module: &str| {
+        Topology::builder("modules")
+            .root_port("rp0")
+            .load_module(module)
+            .build()
+    };
+    with("nvmet").unwrap();
+    let topology = with("nvme use_cmb_sqes=0 io_queue_depth=32").unwrap();
+    assert_eq!(read(&topology.to_toml()).unwrap(), topology);
+    for bad in ["", " a=1", "../nvme", "nvme\na=1"] {
+        assert!(with(bad).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
 fn paths_are_relative_to_the_file() {
     let text = GOOD.replace("size = \"1GiB\"", "size = \"1GiB\"\nfile = \"disk\"");
     let topology = Topology::from_toml_text(&text, Path::new("/labs/lab.toml")).unwrap();
