@@ -6,6 +6,8 @@ p2pcopy [OPTIONS] SOURCE DESTINATION
 Copies between block devices or files with O_DIRECT and Linux AIO through a chosen buffer.
 
   --buffer PATH|memory   where the bytes pass: a p2pmem/allocate file, /dev/p2pmemN, or memory (default)
+  --buffer-offset SIZE   where in it the chunks begin (default 0): what is not a multiple of a page makes the
+                         devices' transfers unaligned
   --chunk SIZE           bytes of one transfer (default 1MiB)
   --count N              chunks to copy; default: all that both sides hold
   --size SIZE            bytes to copy, instead of --count
@@ -24,6 +26,7 @@ SIZE is a number of bytes, or with KiB, MiB, GiB. Exit status: 1 for I/O or a fa
 
 const OPTIONS: &[&str] = &[
     "--buffer",
+    "--buffer-offset",
     "--chunk",
     "--count",
     "--size",
@@ -57,6 +60,7 @@ pub enum Parsed {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Arguments {
     pub buffer: Option<String>,
+    pub buffer_offset: u64,
     pub chunk: u64,
     pub size: Option<u64>,
     pub threads: usize,
@@ -106,6 +110,7 @@ pub fn parse(words: impl Iterator<Item = String>) -> Result<Parsed, String> {
         match name.as_str() {
             "--help" | "-h" => return Ok(Parsed::Help),
             "--buffer" => found.buffer = Some(value()?).filter(|buffer| buffer != "memory"),
+            "--buffer-offset" => found.buffer_offset = size(&name, &value()?)?,
             "--chunk" => found.chunk = positive(&name, size(&name, &value()?)?)?,
             "--count" => count = Some(positive(&name, number(&name, &value()?)?)?),
             "--size" => found.size = Some(positive(&name, size(&name, &value()?)?)?),

@@ -21,6 +21,7 @@ pub struct Plan {
     pub chunk: usize,
     pub threads: usize,
     pub depth: usize,
+    pub buffer_offset: usize,
     pub buffer_bytes: usize,
     pub seed: u64,
     pub p2p: bool,
@@ -76,9 +77,11 @@ pub fn plan(arguments: &Arguments) -> Result<Plan, Failure> {
     }
     let too_large = || Failure::Usage("threads x depth x chunk is too large".into());
     let chunk = usize::try_from(arguments.chunk).map_err(|_| too_large())?;
+    let buffer_offset = usize::try_from(arguments.buffer_offset).map_err(|_| too_large())?;
     let buffer_bytes = chunk
         .checked_mul(arguments.threads)
         .and_then(|bytes| bytes.checked_mul(arguments.depth))
+        .and_then(|bytes| bytes.checked_add(buffer_offset))
         .ok_or_else(too_large)?;
     Ok(Plan {
         source,
@@ -89,6 +92,7 @@ pub fn plan(arguments: &Arguments) -> Result<Plan, Failure> {
         chunk,
         threads: arguments.threads,
         depth: arguments.depth,
+        buffer_offset,
         buffer_bytes,
         seed: arguments.seed.unwrap_or_else(fresh_seed),
         p2p: arguments.buffer.is_some(),
@@ -120,7 +124,7 @@ pub fn copy(plan: &Plan, buffer: &Mapping) -> Result<f64, Failure> {
     std::thread::scope(|scope| {
         let mut workers = Vec::new();
         for (index, queue) in queues.into_iter().enumerate() {
-            let base = index * plan.depth * plan.chunk;
+            let base = plan.buffer_offset + index * plan.depth * plan.chunk;
             let (next, stop) = (&next, &stop);
             workers.push(scope.spawn(move || {
                 let mut worker = Worker {

@@ -103,9 +103,11 @@ pub fn buffer(arguments: &Arguments, bytes: usize) -> Result<Mapping, Failure> {
 /// A transfer's error, with what it is likely to mean.
 pub fn explain(error: &io::Error, place: &Place, p2p: bool) -> String {
     let hint = match error.raw_os_error() {
-        Some(libc::EREMOTEIO) if p2p => {
-            ": the kernel does not let this device reach the buffer's device (no common upstream switch, \
-             and a host bridge that it does not trust)"
+        // Linux 7 answers EINVAL where 6 answered EREMOTEIO.
+        Some(libc::EREMOTEIO | libc::EINVAL) if p2p => {
+            ": perhaps the kernel does not let this device reach the buffer's device (no common upstream switch, \
+             and a host bridge or CPU that it does not trust; dmesg says so), or the chunk or offset is no \
+             multiple of what direct I/O needs"
         }
         Some(libc::ENOTBLK | libc::EOPNOTSUPP) if p2p => {
             ": this device or its driver does not take peer-to-peer memory"
