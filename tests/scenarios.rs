@@ -3,5 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod boot;
+mod cmb;
+mod counters;
 mod example;
 mod nvme_cmb_copy;
+mod refusal;
+mod two_root_ports;

@@ -1,6 +1,8 @@
 //! What the scenarios share: labs with a place for their logs, and a limit on how many run at once.
 
+pub mod reading;
 mod slots;
+pub mod traffic;
 
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;

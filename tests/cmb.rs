@@ -1,0 +1,151 @@
+//! What a Controller Memory Buffer is used for besides peers' data: submission queues, and the CPU's own accesses.
+
+use p2plab::topology::{CmbOptions, GIB, MIB, Nvme, Topology};
+use p2plab_pcie::TlpKind;
+use p2plab_tests::TestLab;
+use p2plab_tests::reading::{Seen, Watch};
+
+/// One SSD with `cmb`; the nvme driver puts queues into a CMB if `queues` says so.
+fn one_ssd(name: &str, cmb: CmbOptions, queues: bool) -> Topology {
+    Topology::builder(name)
+        .root_port("rp0")
+        .switch("sw0", "rp0", 4)
+        .nvme("ssd0", "sw0.0", Nvme::memory(GIB / 4).cmb_with(cmb))
+        .load_module(format!("nvme use_cmb_sqes={}", u8::from(queues)))
+        .build()
+        .unwrap()
+}
+
+/// Writes and reads back a pattern; what was seen has been held against the model.
+fn use_disk(lab: &TestLab, topology: &Topology) -> Seen {
+    let guest = lab.guest().unwrap();
+    let disk = guest.nvme("ssd0").unwrap().block_device;
+    let watch = Watch::begin(lab, topology).unwrap();
+    guest
+        .sh(&format!(
+            "p2pcopy --check --size 1MiB --chunk 64KiB --destination-offset 8MiB {disk} {disk}"
+        ))
+        .unwrap();
+    watch.end()
+}
+
+/// Commands on I/O queues: how many, and how many of them were fetched from the controller's own CMB.
+fn io_commands(seen: &Seen) -> (u64, u64) {
+    let io = || seen.trace("ssd0").entries.iter().filter(|e| e.queue > 0);
+    (
+        io().count() as u64,
+        io().filter(|e| e.fetch.internal).count() as u64,
+    )
+}
+
+/// Bytes that the CPU wrote to the SSD.
+fn cpu_writes(seen: &Seen) -> u64 {
+    seen.traffic
+        .between("cpu", "ssd0", TlpKind::MWr)
+        .payload_bytes
+}
+
+/// With use_cmb_sqes=1 the CPU writes commands into the CMB, 64 bytes each, and the SSD fetches none over the bus.
+#[test]
+fn submission_queues_in_the_cmb() {
+    let topology = one_ssd("sqes", CmbOptions::new(64 * MIB), true);
+    let lab = TestLab::start("submission_queues_in_the_cmb", topology.clone());
+    let seen = use_disk(&lab, &topology);
+    let (commands, internal) = io_commands(&seen);
+    assert!(commands >= 32);
+    assert_eq!(internal, commands);
+    // Beside the commands there are doorbells: 4 bytes, at most two for each command.
+    let doorbells = cpu_writes(&seen) - 64 * commands;
+    assert!(
+        (4..=8 * commands).contains(&doorbells),
+        "{doorbells} for {commands}"
+    );
+    lab.finish();
+}
+
+/// With use_cmb_sqes=0 the queues are in host memory, though the controller would take them.
+#[test]
+fn submission_queues_in_host_memory() {
+    let topology = one_ssd("no-sqes", CmbOptions::new(64 * MIB), false);
+    let lab = TestLab::start("submission_queues_in_host_memory", topology.clone());
+    let seen = use_disk(&lab, &topology);
+    let (commands, internal) = io_commands(&seen);
+    assert_eq!((commands > 0, internal), (true, 0));
+    assert!(
+        seen.traffic
+            .between("ssd0", "memory", TlpKind::MRd)
+            .requested_bytes
+            >= 64 * commands
+    );
+    assert!(cpu_writes(&seen) <= 8 * commands);
+    lab.finish();
+}
+
+/// The kernel offers CMBs of all sizes whole, and a copy passes through each.
+#[test]
+fn cmbs_of_all_sizes() {
+    let sizes = [("ssd0", 2 * MIB), ("ssd1", 64 * MIB), ("ssd2", 512 * MIB)];
+    let mut topology = Topology::builder("sizes")
+        .root_port("rp0")
+        .switch("sw0", "rp0", 4);
+    for ((name, size), port) in sizes.into_iter().zip(0..) {
+        let ssd = Nvme::memory(GIB / 4).cmb_with(CmbOptions::new(size).data_only());
+        topology = topology.nvme(name, format!("sw0.{port}"), ssd);
+    }
+    let topology = topology.build().unwrap();
+    let lab = TestLab::start("cmbs_of_all_sizes", topology.clone());
+    let guest = lab.guest().unwrap();
+    let ssds = sizes.map(|(name, _)| guest.nvme(name).unwrap());
+    for ((ssd, (name, size)), to) in ssds.iter().zip(sizes).zip(ssds.iter().cycle().skip(1)) {
+        let p2pmem = ssd.p2pmem.as_ref().unwrap();
+        let folder = p2pmem.trim_end_matches("/allocate");
+        let text = guest
+            .sh(&format!("cat {folder}/size {folder}/available"))
+            .unwrap();
+        assert_eq!(text, format!("{size}\n{size}\n"), "{name}");
+        let (from, to) = (&ssd.block_device, &to.block_device);
+        let watch = Watch::begin(&lab, &topology).unwrap();
+        guest
+            .sh(&format!(
+                "p2pcopy --check --size 4MiB --depth 2 --buffer {p2pmem} {from} {to}"
+            ))
+            .unwrap();
+        watch.end();
+    }
+    lab.finish();
+}
+
+/// The CPU may use a mapping of the CMB like memory; what it reads and writes there crosses the switch.
+#[test]
+fn the_cpus_own_accesses_are_counted() {
+    let topology = one_ssd("cpu", CmbOptions::new(64 * MIB).data_only(), false);
+    let lab = TestLab::start("the_cpus_own_accesses_are_counted", topology.clone());
+    let guest = lab.guest().unwrap();
+    let buffer = guest.nvme("ssd0").unwrap().p2pmem.unwrap();
+    guest
+        .sh("dd if=/dev/urandom of=/from bs=4096 count=2")
+        .unwrap();
+    let watch = Watch::begin(&lab, &topology).unwrap();
+    // Both are files in memory: the kernel copies from the one into the buffer, and from there into the other.
+    guest
+        .sh(&format!(
+            "p2pcopy --chunk 4KiB --buffer {buffer} /from /to && cmp /from /to"
+        ))
+        .unwrap();
+    let seen = watch.end();
+    assert_eq!(seen.commands(), 0);
+    assert_eq!(cpu_writes(&seen), 8192);
+    assert_eq!(
+        seen.traffic
+            .between("cpu", "ssd0", TlpKind::MRd)
+            .requested_bytes,
+        8192
+    );
+    assert_eq!(
+        seen.traffic
+            .between("ssd0", "cpu", TlpKind::CplD)
+            .payload_bytes,
+        8192
+    );
+    lab.finish();
+}
