@@ -10,12 +10,20 @@ use std::time::{Duration, Instant};
 use p2plab_guest::children::Children;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::boot::{Options, say};
 
 /// First argument of the agent's own program when it shall become the shell on a terminal: a fresh process
 /// can set up session and terminal in safe code, where a forked one could not.
 pub const ARGUMENT: &str = "--shell-on";
+
+/// First argument of the agent's own program when it shall wait for the end of the shell that is on the
+/// console now: the harness runs it to learn that a person has typed `exit`.
+pub const AWAIT_ARGUMENT: &str = "--await-shell";
+
+/// Process id of the shell on the console.
+const PID_FILE: &str = "/run/p2plab-shell.pid";
 
 /// Keeps a shell running.
 #[derive(Debug)]
@@ -59,6 +67,9 @@ impl Console {
             command.args([ARGUMENT, terminal]);
             match self.children.spawn(&mut command, false) {
                 Ok(shell) => {
+                    if let Err(error) = std::fs::write(PID_FILE, shell.pid.to_string()) {
+                        say(format_args!("cannot write {PID_FILE}: {error}"));
+                    }
                     while shell.ended.get().is_none() {
                         let _ = poll(&mut [PollFd::new(&shell.ended, PollFlags::IN)], None);
                     }
@@ -84,6 +95,26 @@ pub fn become_shell(terminal: &str) -> ! {
     };
     say(format_args!("cannot run a shell on {terminal}: {error}"));
     std::process::exit(1);
+}
+
+/// Writes a line once it watches the shell on the console, and returns when that has ended.
+pub fn await_shell() -> std::io::Result<()> {
+    let pid = std::fs::read_to_string(PID_FILE)?;
+    let pid = pid.trim().parse().ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| std::io::Error::other(format!("{PID_FILE} holds no number")))?;
+    let shell = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(shell) => shell,
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    println!("waiting");
+    loop {
+        match poll(&mut [PollFd::new(&shell, PollFlags::IN)], None) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn take_terminal(terminal: &str) -> rustix::io::Result<()> {

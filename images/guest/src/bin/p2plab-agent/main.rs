@@ -16,8 +16,16 @@ use boot::Options;
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some(console::ARGUMENT) {
-        console::become_shell(&arguments.next().unwrap_or_default());
+    match arguments.next().as_deref() {
+        Some(console::ARGUMENT) => console::become_shell(&arguments.next().unwrap_or_default()),
+        Some(console::AWAIT_ARGUMENT) => {
+            if let Err(error) = console::await_shell() {
+                eprintln!("cannot wait for the shell: {error}");
+                std::process::exit(1);
+            }
+            return;
+        }
+        _ => {}
     }
     if std::process::id() != 1 {
         eprintln!("p2plab-agent is the init process of a p2plab guest; it does nothing elsewhere");
@@ -37,6 +45,9 @@ fn main() {
         }
     };
     let console = console::Console::start(children.clone(), &options);
+    if let Err(error) = power::obey_signals(children.clone(), Arc::clone(&console)) {
+        boot::say(format_args!("poweroff and reboot will not work: {error}"));
+    }
     let server = loop {
         let (others, shell) = (children.clone(), Arc::clone(&console));
         let shutdown = Box::new(move |power| power::end(power, &others, &shell));
