@@ -9,6 +9,7 @@ mod error;
 mod interrupt;
 mod run;
 mod serve;
+mod shell;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -81,7 +82,24 @@ impl OwnArgs {
 pub(crate) fn main() -> ExitCode {
     p2plab::lab::device_log::install("warn");
     let cli = Cli::parse();
-    let result = match &cli.command {
+    let result = run_command(&cli.command).unwrap_or_else(|error| {
+        // What a signal broke off fails in some way or other; how does not matter.
+        if interrupt::exit_code().is_none() {
+            eprintln!("p2plab: {error}");
+        }
+        error.exit_code()
+    });
+    interrupt::exit_code().unwrap_or(result)
+}
+
+fn run_command(command: &Command) -> Result<ExitCode, CliError> {
+    if matches!(
+        command,
+        Command::Run(_) | Command::Boot(_) | Command::Fetch(_)
+    ) {
+        interrupt::end_on_signals()?;
+    }
+    match command {
         Command::Run(args) => run::run(args),
         Command::List => {
             run::list();
@@ -92,11 +110,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Fetch(own) => artifacts::fetch(&own.overrides()),
         Command::Doctor(own) => artifacts::doctor(&own.overrides()),
         Command::Clean => artifacts::clean(),
-    };
-    result.unwrap_or_else(|error| {
-        eprintln!("p2plab: {error}");
-        error.exit_code()
-    })
+    }
 }
 
 /// A size such as `1GiB` on the command line.

@@ -122,7 +122,7 @@ fn find(name: &str) -> Result<&'static Scenario, CliError> {
 }
 
 /// Finds out before the work, not after it, that the file cannot be written.
-fn writable(path: &std::path::Path) -> Result<(), CliError> {
+pub(super) fn writable(path: &std::path::Path) -> Result<(), CliError> {
     std::fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -131,7 +131,7 @@ fn writable(path: &std::path::Path) -> Result<(), CliError> {
         .map_err(|error| not_written(path, &error))
 }
 
-fn not_written(path: &std::path::Path, error: &std::io::Error) -> CliError {
+pub(super) fn not_written(path: &std::path::Path, error: &std::io::Error) -> CliError {
     CliError::Input(format!(
         "--json {} cannot be written: {error}",
         path.display()

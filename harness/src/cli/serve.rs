@@ -7,8 +7,9 @@ use clap::Args;
 use p2plab::lab::Devices;
 use p2plab::topology::Topology;
 
+use super::CliError;
 use super::interrupt::Interrupt;
-use super::{CliError, error};
+use super::run::{not_written, writable};
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
@@ -35,36 +36,72 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, CliError> {
             directory.display()
         )));
     }
+    if let Some(path) = &args.json {
+        writable(path)?;
+    }
     let mut interrupt = Interrupt::new()?;
     let devices = Devices::start(&topology, args.socket_dir.as_deref())?;
-    println!("# sockets");
-    for device in devices.iter() {
-        println!("{:16} {}", device.name(), device.socket().display());
-    }
-    println!("\n# QEMU arguments: the machine, then its endpoints");
-    for argument in devices.shape().qemu_arguments() {
-        print!(
-            "{argument}{}",
-            if argument.starts_with('-') { ' ' } else { '\n' }
-        );
-    }
-    for device in devices.iter() {
-        println!("-device '{}'", devices.device_argument(device.name())?);
-    }
-    eprintln!("\nServing; end with Ctrl-C.");
+    print_addresses(&devices)?;
+    eprintln!("p2plab: serving; Ctrl-C ends it and prints the traffic");
     interrupt.wait();
     let traffic = devices.traffic();
     println!("\n# traffic\n{traffic}");
     if let Some(path) = &args.json {
-        let json = serde_json::to_string_pretty(&traffic)
+        serde_json::to_string_pretty(&traffic)
             .map_err(std::io::Error::other)
-            .and_then(|json| std::fs::write(path, json));
-        json.map_err(|error| {
-            error::CliError::Input(format!(
-                "--json {} cannot be written: {error}",
-                path.display()
-            ))
-        })?;
+            .and_then(|json| std::fs::write(path, json + "\n"))
+            .map_err(|error| not_written(path, &error))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The sockets for any client, and a command line for QEMU: both go into a shell as they are.
+fn print_addresses(devices: &Devices) -> Result<(), CliError> {
+    println!("# sockets");
+    for device in devices.iter() {
+        println!("{:16} {}", device.name(), device.socket().display());
+    }
+    println!("\n# QEMU: this machine with these endpoints; add what it is to boot");
+    let mut command = "qemu-system-x86_64".to_owned();
+    for argument in devices.shape().qemu_arguments() {
+        command.push_str(if argument.starts_with('-') {
+            " \\\n  "
+        } else {
+            " "
+        });
+        command.push_str(&quote(&argument));
+    }
+    for device in devices.iter() {
+        let argument = devices.device_argument(device.name())?.to_string();
+        command.push_str(" \\\n  -device ");
+        command.push_str(&quote(&argument));
+    }
+    println!("{command}");
+    Ok(())
+}
+
+/// A word as a POSIX shell takes it.
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=,.:/+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quote;
+
+    #[test]
+    fn a_shell_reads_a_quoted_word_as_it_was() {
+        for word in ["-m", "", "{\"a\":\"it's\"}", "a b", "$(id)`id`\\"] {
+            let line = format!("printf %s {}", quote(word));
+            let out = std::process::Command::new("sh")
+                .args(["-c", &line])
+                .output();
+            assert_eq!(out.unwrap().stdout, word.as_bytes(), "{line}");
+        }
+        assert_eq!(quote("id=ram,size=512"), "id=ram,size=512");
+    }
 }
