@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod boot;
+mod cleanup;
 mod cmb;
 mod counters;
 mod example;
+mod lspci;
 mod nvme_cmb_copy;
+mod patience;
 mod refusal;
 mod two_root_ports;
