@@ -6,7 +6,6 @@ use std::path::Path;
 
 use p2plab_guest::pattern;
 use p2plab_images::Progress;
-use rustix::fs::FallocateFlags;
 
 use crate::lab::{Lab, LabError};
 use crate::topology::MIB;
@@ -64,10 +63,18 @@ pub(super) fn verify(
     Ok(true)
 }
 
-/// Makes the destination read as zeros, so that a copy that did not happen cannot pass.
+/// Fills the first `size` bytes with zeros, so that a copy that did not happen cannot pass. They are written and
+/// not punched out: otherwise the copy that is measured would pay for the host's allocation of pages.
 pub(super) fn clear(file: &File, size: u64) -> Result<(), LabError> {
-    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    rustix::fs::fallocate(file, flags, 0, size).map_err(|error| LabError::Medium(error.into()))
+    let block = vec![0; BLOCK as usize];
+    let mut offset = 0;
+    while offset < size {
+        let length = BLOCK.min(size - offset) as usize;
+        file.write_all_at(&block[..length], offset)
+            .map_err(LabError::Medium)?;
+        offset += length as u64;
+    }
+    Ok(())
 }
 
 /// Whether `path` is a folder in which media can be made.
