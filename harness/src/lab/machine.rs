@@ -197,10 +197,13 @@ impl Machine {
 
     /// Every request to the agent fails with what ended the guest, not with a passed deadline.
     fn watch_faults(&self) {
-        let agent = self.agent.clone();
-        self.qemu
-            .faults
-            .subscribe(move |fault| agent.fail(&fault.to_string()));
+        // Weak: the board may outlive the client, on the client's own thread too.
+        let agent = Arc::downgrade(&self.agent);
+        self.qemu.faults.subscribe(move |fault| {
+            if let Some(agent) = agent.upgrade() {
+                agent.fail(&fault.to_string());
+            }
+        });
     }
 
     /// The fault that explains `error`, if there is one.
