@@ -82,11 +82,13 @@ pub(crate) fn info(
         + size_of_val(areas.as_slice());
     info.flags |= VFIO_REGION_INFO_FLAG_MMAP | VFIO_REGION_INFO_FLAG_CAPS;
     info.argsz = u32::try_from(full).map_err(|_| Errno::INVAL)?;
+    // Also where the capability does not fit yet: QEMU 11.1 refuses a reply with the flag and no offset, and
+    // on a hot-add crashes over it.
+    info.cap_offset = size_of::<wire::RegionInfo>() as u32;
     if argsz < full {
         outbox.push(&info);
         return Ok(None);
     }
-    info.cap_offset = size_of::<wire::RegionInfo>() as u32;
     outbox.push(&info);
     outbox.push(&wire::SparseMmap {
         id: VFIO_REGION_INFO_CAP_SPARSE_MMAP as u16,

@@ -1,11 +1,11 @@
-//! A recording stand-in for a function: 4 KiB of registers in BAR 0, 8 MSI-X vectors, INTx.
+//! A recording stand-in for a function: registers in BAR 0, a mapped page in BAR 2, 8 MSI-X vectors, INTx.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use p2plab_pcie::{
-    Access, BarBacking, BarDeclaration, CpuAccess, Declaration, Identity, MapError,
+    Access, BarBacking, BarDeclaration, BarMemory, CpuAccess, Declaration, Identity, MapError,
     MsixDeclaration, OutOfBounds, ResetKind,
 };
 
@@ -30,6 +30,7 @@ impl Fake {
         // Class: other memory controller. Interrupt pin: INTA.
         config[0x0a..0x0c].copy_from_slice(&[0x80, 0x05]);
         config[0x3d] = 1;
+        let memory = Arc::new(BarMemory::anonymous("fake", 4096).unwrap());
         Fake {
             declaration: Declaration {
                 identity: Identity {
@@ -41,14 +42,24 @@ impl Fake {
                     class_code: 0x05_8000,
                     serial_number: None,
                 },
-                bars: vec![BarDeclaration {
-                    index: 0,
-                    size: BAR_SIZE,
-                    is_64bit: false,
-                    prefetchable: false,
-                    cpu_access: CpuAccess::Trapped,
-                    backing: BarBacking::Registers,
-                }],
+                bars: vec![
+                    BarDeclaration {
+                        index: 0,
+                        size: BAR_SIZE,
+                        is_64bit: false,
+                        prefetchable: false,
+                        cpu_access: CpuAccess::Trapped,
+                        backing: BarBacking::Registers,
+                    },
+                    BarDeclaration {
+                        index: 2,
+                        size: 4096,
+                        is_64bit: false,
+                        prefetchable: true,
+                        cpu_access: CpuAccess::Mapped,
+                        backing: BarBacking::Memory(memory),
+                    },
+                ],
                 msix: Some(MsixDeclaration {
                     vectors: VECTORS,
                     bar: 0,
@@ -94,7 +105,10 @@ impl Target for Fake {
     }
 
     fn bar_size(&self, index: u8) -> u64 {
-        if index == 0 { BAR_SIZE } else { 0 }
+        let bars = &self.declaration.bars;
+        bars.iter()
+            .find(|bar| bar.index == index)
+            .map_or(0, |bar| bar.size)
     }
 
     fn config_read(&self, offset: u64, data: &mut [u8]) -> Result<(), OutOfBounds> {
