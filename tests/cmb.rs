@@ -81,6 +81,24 @@ fn submission_queues_in_host_memory() {
     lab.finish();
 }
 
+/// Where the CMB is mapped into the guest, the CPU's commands pass by the counters, and these say so.
+#[test]
+fn a_mapped_cmb_says_that_the_cpu_is_not_observed() {
+    let topology = one_ssd("mapped", CmbOptions::new(64 * MIB).mapped(), true);
+    let lab = TestLab::start("a_mapped_cmb", topology.clone());
+    let seen = use_disk(&lab, &topology);
+    let (commands, internal) = io_commands(&seen);
+    assert_eq!((commands > 0, internal), (true, commands));
+    assert!(cpu_writes(&seen) <= 8 * commands);
+    assert!(!seen.traffic.port("ssd0").unwrap().cpu_accesses_observed);
+    assert!(
+        seen.traffic
+            .to_string()
+            .contains("CPU accesses not observed")
+    );
+    lab.finish();
+}
+
 /// The kernel offers CMBs of all sizes whole, and a copy passes through each.
 #[test]
 fn cmbs_of_all_sizes() {
