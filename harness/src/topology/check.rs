@@ -336,7 +336,8 @@ fn check_guest(guest: &Guest) -> Checked {
     for module in &guest.load_modules {
         // The first word is a name, the others are the module's parameters.
         let name = module.split(' ').next().unwrap_or_default();
-        let rule = "give a module's name, with parameters if need be, such as `nvme use_cmb_sqes=0`";
+        let rule =
+            "give a module's name, with parameters if need be, such as `nvme use_cmb_sqes=0`";
         text("load_modules", name, rule, |c| {
             c.is_ascii_alphanumeric() || "_-".contains(c)
         })?;
