@@ -45,6 +45,7 @@ pub use phases::Phase;
 
 use crate::agent::AgentClient;
 use crate::qemu::Qemu;
+use crate::qemu::qmp::QmpError;
 use crate::run_directory::{Outcome, RunDirectory};
 use crate::shape::Slot;
 use crate::topology::Topology;
@@ -56,6 +57,9 @@ use phases::Phases;
 /// Kernel modules of the guest's drivers for all kinds of endpoint: loaded before a base image is saved, so
 /// that every scenario finds them there.
 const DRIVERS: [&str; 1] = ["nvme"];
+
+/// Until a slot whose power indicator blinks is asked again.
+const SLOT_BUSY: Duration = Duration::from_millis(50);
 
 /// How a lab is started.
 pub struct LabOptions {
@@ -352,11 +356,7 @@ impl Lab {
         let id = self.devices.device(name)?.qemu_id();
         let deadline = Deadline::new(format!("the guest to let go of {name}"), wait::HOTPLUG);
         let machine = self.machine()?;
-        machine
-            .qemu
-            .qmp
-            .device_del(&id, &deadline)
-            .map_err(|e| machine.cause(e.into()))?;
+        unplug(machine, &id, &deadline).map_err(|e| machine.cause(e.into()))?;
         self.devices.remove(name)?;
         self.slots.retain(|(endpoint, _)| endpoint != name);
         self.device_log
@@ -450,6 +450,21 @@ pub(crate) fn resolve(
         modules: topology.guest.modules.clone(),
     };
     Ok(p2plab_images::resolve(cache, &overrides, progress)?)
+}
+
+/// Unplugs device `id`. Its slot takes no request while its power indicator blinks, for some seconds after a
+/// hot-add (PCI Express Base 6.0, section 6.7.1.1.2); nothing tells when it stops.
+fn unplug(machine: &Machine, id: &str, deadline: &Deadline) -> Result<(), QmpError> {
+    loop {
+        match machine.qemu.qmp.device_del(id, deadline) {
+            Err(QmpError::Refused { description, .. })
+                if description.contains("blinking") && deadline.check().is_ok() =>
+            {
+                std::thread::sleep(SLOT_BUSY);
+            }
+            other => return other,
+        }
+    }
 }
 
 fn open_device_log(topology: &Topology, run: &RunDirectory) -> Result<Arc<DeviceLog>, LabError> {
