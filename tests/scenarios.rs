@@ -9,6 +9,7 @@ mod counters;
 mod disks;
 mod example;
 mod faults;
+mod lifecycle;
 mod lspci;
 mod nvme_cmb_copy;
 mod patience;
