@@ -91,11 +91,11 @@ fn qemu_is_killed_during_io_and_started_again() {
 
 /// An endpoint is unplugged in order and its server stopped; guest and the other SSD go on, over a reboot too.
 ///
-/// QEMU 11.1.3 aborts when it lets go of any vfio-user device with MSI-X, before it says DEVICE_DELETED:
+/// QEMU 11.1.3 aborts when it lets go of one of these SSDs, before it says DEVICE_DELETED:
 /// `memory_region_del_subregion: Assertion subregion->container == mr`. It looks as if its finalizer takes the
-/// MSI-X Pending Bit Array's region out of a BAR that is gone already. A device without MSI-X is let go well.
+/// MSI-X Pending Bit Array's region out of a BAR that is gone already.
 #[test]
-#[ignore = "QEMU 11.1.3 aborts on the unplug of a vfio-user device that has MSI-X"]
+#[ignore = "QEMU 11.1.3 aborts on the unplug of these vfio-user devices"]
 fn an_endpoint_is_detached_under_a_running_guest() {
     let name = "an_endpoint_is_detached_under_a_running_guest";
     let mut lab = TestLab::start(name, two_ssds("detached"));
