@@ -27,10 +27,8 @@ fn peer_to_peer_stays_below_the_switch() -> Result<(), Box<dyn std::error::Error
     let traffic = lab.traffic().since(&before);
 
     // ssd1 wrote what it read into ssd0's CMB; ssd0 took it from there without leaving the device.
-    assert_eq!(
-        traffic.between("ssd1", "ssd0", TlpKind::MWr).payload_bytes,
-        64 * MIB
-    );
+    let writes = traffic.between("ssd1", "ssd0", TlpKind::MWr);
+    assert_eq!(writes.payload_bytes, 64 * MIB);
     assert!(traffic.upstream_payload_bytes() < MIB, "{traffic}");
     lab.finish()?; // powers off, checks the counters' laws, marks the run as passed
     Ok(())
