@@ -2,9 +2,11 @@
 //! traffic, and asserts. One file per system or example of the talk.
 #![allow(clippy::unwrap_used)]
 
+mod bad_input;
 mod boot;
 mod cleanup;
 mod cmb;
+mod command_line;
 mod counters;
 mod disks;
 mod example;
@@ -12,6 +14,12 @@ mod faults;
 mod lifecycle;
 mod lspci;
 mod nvme_cmb_copy;
+<<<<<<< HEAD
 mod patience;
+=======
+mod own_kernel;
+>>>>>>> 4c42b55 (tests)
 mod refusal;
+mod serve;
+mod shell;
 mod two_root_ports;
