@@ -14,11 +14,8 @@ mod faults;
 mod lifecycle;
 mod lspci;
 mod nvme_cmb_copy;
-<<<<<<< HEAD
-mod patience;
-=======
 mod own_kernel;
->>>>>>> 4c42b55 (tests)
+mod patience;
 mod refusal;
 mod serve;
 mod shell;
