@@ -187,7 +187,7 @@ fn a_qemu_that_cannot_run_a_lab_is_refused() {
     std::fs::write(&path, "text").unwrap();
     refused(
         &boot_with(&["--qemu", qemu]),
-        &[qemu, "does not start", "leave it out"],
+        &[qemu, "does not start (Permission denied", "leave it out"],
     );
     script(
         &path,

@@ -118,8 +118,13 @@ impl Qemu {
                 path: self.program.clone(),
                 detail,
             };
-            let out =
-                child::output(self.command().args(arguments)).map_err(|e| failed(e.to_string()))?;
+            let out = child::output(self.command().args(arguments)).map_err(|error| {
+                failed(match error {
+                    // The advice that comes with it is for programs that p2plab fetches.
+                    ArtifactError::ProgramFailed { detail, .. } => detail,
+                    other => other.to_string(),
+                })
+            })?;
             if !out.status.success() {
                 return Err(failed(child::reason(&out)));
             }
