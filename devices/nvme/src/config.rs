@@ -21,6 +21,8 @@ pub struct NvmeConfig {
     pub io_queues: u16,
     /// Controller Memory Buffer, if any.
     pub cmb: Option<CmbConfig>,
+    /// Whether the function has MSI-X; it always has INTx.
+    pub msix: bool,
     /// Largest data transfer of a command in bytes: a power of two, 4 KiB to 128 MiB.
     pub max_transfer: u64,
 }
@@ -34,6 +36,7 @@ impl NvmeConfig {
             namespaces: Vec::new(),
             io_queues: 16,
             cmb: None,
+            msix: true,
             max_transfer: 4 << 20,
         }
     }

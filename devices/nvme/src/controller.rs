@@ -296,7 +296,7 @@ impl Endpoint for NvmeController {
                 serial_number: Some(eui64(&self.shared.config.serial, 0)),
             },
             bars: std::iter::once(registers).chain(cmb).collect(),
-            msix: Some(MsixDeclaration {
+            msix: self.shared.config.msix.then_some(MsixDeclaration {
                 vectors: self.shared.config.io_queues + 1,
                 bar: REGISTERS_BAR,
                 table_offset: MSIX_TABLE,

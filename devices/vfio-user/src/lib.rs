@@ -58,6 +58,8 @@
 //! - **Detach**: `device_del`, and the guest lets go (pciehp, or ACPI); QEMU unmaps all memory, reports
 //!   DEVICE_DELETED and closes the socket. Wait for that event, then for [`Server::wait_disconnected`],
 //!   then [`Server::stop`]. Without the guest's consent (no driver, paused) `device_del` stays pending.
+//!   **Only for functions without MSI-X**: with it, QEMU 11.1.3 aborts while it frees the device
+//!   (`memory_region_del_subregion: Assertion subregion->container == mr`), whatever the server does.
 //! - A server that stops under a running QEMU: QEMU goes on until the next change of its memory map (a
 //!   reset, firmware's remapping, another device's BAR), and then aborts: "vfio: DMA mapping failed, unable
 //!   to continue". Until then reads give all ones. So detach first, or end QEMU first.

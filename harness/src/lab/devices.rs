@@ -251,6 +251,7 @@ fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
         read_only: options.read_only,
     });
     config.io_queues = options.io_queues;
+    config.msix = options.interrupts == topology::Interrupts::MsiX;
     config.cmb = options.cmb.map(|cmb| CmbConfig {
         size: cmb.size,
         cpu_access: cmb.cpu_access,

@@ -351,9 +351,18 @@ impl Lab {
     /// Unplugs endpoint `name` from the guest in order, then stops its server and removes it from the fabric.
     ///
     /// # Errors
-    /// A guest that does not let go, or no such endpoint.
+    /// A guest that does not let go, no such endpoint, or one with MSI-X, whose unplug QEMU does not survive.
     pub fn detach(&mut self, name: &str) -> Result<(), LabError> {
-        let id = self.devices.device(name)?.qemu_id();
+        let device = self.devices.device(name)?;
+        // QEMU 11.1.3 (hw/vfio-user) takes the Pending Bit Array's region out of a BAR that its own teardown
+        // has freed before, and aborts on an assertion, whenever a vfio-user device with MSI-X is unplugged.
+        if device.function().msix_vectors() > 0 {
+            return Err(LabError::BadOption(format!(
+                "QEMU aborts when an endpoint with MSI-X is unplugged, so {name} cannot be detached; give it \
+                 interrupts = \"intx\" in the topology"
+            )));
+        }
+        let id = device.qemu_id();
         let deadline = Deadline::new(format!("the guest to let go of {name}"), wait::HOTPLUG);
         let machine = self.machine()?;
         unplug(machine, &id, &deadline).map_err(|e| machine.cause(e.into()))?;

@@ -35,6 +35,26 @@ pub enum Backing {
     },
 }
 
+/// How an endpoint interrupts the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interrupts {
+    /// By MSI-X, with a vector for each queue.
+    #[default]
+    MsiX,
+    /// By the INTx pin alone: the function shows no MSI-X capability.
+    IntX,
+}
+
+impl Interrupts {
+    /// The word in the `interrupts` field of a topology file.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::MsiX => "msix",
+            Self::IntX => "intx",
+        }
+    }
+}
+
 /// Short name for scenarios: `Nvme::memory(GIB).cmb(64 * MIB)`.
 pub type Nvme = NvmeOptions;
 
@@ -53,6 +73,8 @@ pub struct NvmeOptions {
     pub cmb: Option<CmbOptions>,
     /// Pairs of I/O queues that the controller offers, 1 to 64.
     pub io_queues: u16,
+    /// How it interrupts the guest. QEMU 11.1 survives the hot-unplug of an endpoint with INTx only.
+    pub interrupts: Interrupts,
     /// Serial number, 1 to 20 printable ASCII characters; without one, the endpoint's name is used.
     pub serial: Option<String>,
 }
@@ -78,6 +100,7 @@ impl NvmeOptions {
             block_size: 512,
             cmb: None,
             io_queues: 8,
+            interrupts: Interrupts::MsiX,
             serial: None,
         }
     }
@@ -135,6 +158,13 @@ impl NvmeOptions {
     #[must_use]
     pub fn io_queues(mut self, pairs: u16) -> Self {
         self.io_queues = pairs;
+        self
+    }
+
+    /// Leaves MSI-X out: the SSD interrupts by its INTx pin.
+    #[must_use]
+    pub fn intx(mut self) -> Self {
+        self.interrupts = Interrupts::IntX;
         self
     }
 

@@ -32,7 +32,7 @@ mod write;
 use std::path::PathBuf;
 
 pub use builder::TopologyBuilder;
-pub use device::{Backing, CmbOptions, DeviceOptions, Nvme, NvmeOptions};
+pub use device::{Backing, CmbOptions, DeviceOptions, Interrupts, Nvme, NvmeOptions};
 pub use error::{Place, TopologyError, TopologyFault};
 pub use sizes::{GIB, KIB, MIB};
 

@@ -12,7 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::check::Subject;
-use super::device::{Backing, CmbOptions, DeviceOptions, NvmeOptions};
+use super::device::{Backing, CmbOptions, DeviceOptions, Interrupts, NvmeOptions};
 use super::error::{Place, TopologyError, TopologyFault, hint};
 use super::{EndpointOptions, Guest, RootPort, Switch, Topology, sizes};
 
@@ -40,6 +40,7 @@ const NVME: &[&str] = &[
     "read_only",
     "block_size",
     "io_queues",
+    "interrupts",
     "serial",
     "cmb",
 ];
@@ -213,6 +214,13 @@ impl Reader {
             }
             None => Backing::Memory,
         };
+        let interrupts = match fields.get("interrupts") {
+            Some(_) => match fields.word("interrupts", "", &["msix", "intx"])? {
+                "intx" => Interrupts::IntX,
+                _ => Interrupts::MsiX,
+            },
+            None => default.interrupts,
+        };
         Ok(NvmeOptions {
             size,
             backing,
@@ -220,6 +228,7 @@ impl Reader {
             block_size: fields.number("block_size")?.unwrap_or(default.block_size),
             cmb: fields.get("cmb").map(cmb).transpose()?,
             io_queues: fields.number("io_queues")?.unwrap_or(default.io_queues),
+            interrupts,
             serial: fields.optional_text("serial")?,
         })
     }

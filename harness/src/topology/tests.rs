@@ -253,17 +253,21 @@ fn any_nvme() -> impl Strategy<Value = NvmeOptions> {
         prop_oneof![Just(512), Just(4096)],
         cmb,
         1u16..64,
+        prop_oneof![Just(Interrupts::MsiX), Just(Interrupts::IntX)],
         serial,
     )
         .prop_map(
-            |(blocks, backing, read_only, block_size, cmb, io_queues, serial)| NvmeOptions {
-                size: blocks * 4096,
-                backing,
-                read_only,
-                block_size,
-                cmb,
-                io_queues,
-                serial,
+            |(blocks, backing, read_only, block_size, cmb, io_queues, interrupts, serial)| {
+                NvmeOptions {
+                    size: blocks * 4096,
+                    backing,
+                    read_only,
+                    block_size,
+                    cmb,
+                    io_queues,
+                    interrupts,
+                    serial,
+                }
             },
         )
 }

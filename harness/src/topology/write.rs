@@ -68,6 +68,7 @@ fn write_nvme(text: &mut String, options: &NvmeOptions) {
     field(text, "read_only", options.read_only);
     field(text, "block_size", options.block_size);
     field(text, "io_queues", options.io_queues);
+    field(text, "interrupts", quoted(options.interrupts.word()));
     if let Some(serial) = &options.serial {
         field(text, "serial", quoted(serial));
     }
