@@ -153,17 +153,13 @@ fn the_cpus_own_accesses_are_counted() {
     let seen = watch.end();
     assert_eq!(seen.commands(), 0);
     assert_eq!(cpu_writes(&seen), 8192);
-    assert_eq!(
-        seen.traffic
-            .between("cpu", "ssd0", TlpKind::MRd)
-            .requested_bytes,
-        8192
-    );
-    assert_eq!(
-        seen.traffic
-            .between("ssd0", "cpu", TlpKind::CplD)
-            .payload_bytes,
-        8192
-    );
+    let requested = seen
+        .traffic
+        .between("cpu", "ssd0", TlpKind::MRd)
+        .requested_bytes;
+    // A load whose store then faults (the other file's page is not there yet) is done again.
+    assert!((8192..=8192 + 64).contains(&requested), "{requested}");
+    let completed = seen.traffic.between("ssd0", "cpu", TlpKind::CplD);
+    assert_eq!(completed.payload_bytes, requested);
     lab.finish();
 }
