@@ -151,7 +151,7 @@ pub fn compare(
 /// Its default is 32 KiB, and it counts segments before it merges neighbours: those of a mapped CMB are pages, so a
 /// buffer that is one run of addresses would still get a list of 8 bytes for each page, and the lists would be most
 /// of what crosses the upstream port. A kernel without the parameter is left as it is.
-fn prefer_sgls(lab: &Lab) -> Result<(), LabError> {
+pub(super) fn prefer_sgls(lab: &Lab) -> Result<(), LabError> {
     let set = "p=/sys/module/nvme/parameters/sgl_threshold; [ ! -e $p ] || echo 4096 > $p";
     lab.agent()?.check(&Command::new("sh").args(["-c", set]))?;
     Ok(())
