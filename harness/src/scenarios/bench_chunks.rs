@@ -57,12 +57,7 @@ pub fn run(options: &ScenarioOptions, progress: &mut dyn Progress) -> Result<Ben
         )
         .nvme("ssd1", "sw0.1", Nvme::memory(MEDIUM))
         .build()?;
-    let lab = copy::start(topology, options, progress)?;
-    copy::prefer_sgls(&lab).map_err(|error| error.in_run(lab.run_directory()))?;
-    let report =
-        measure(&lab, options, progress).map_err(|error| error.in_run(lab.run_directory()))?;
-    lab.finish()?;
-    Ok(report)
+    copy::in_lab(topology, options, progress, measure)
 }
 
 fn measure(
@@ -70,6 +65,7 @@ fn measure(
     options: &ScenarioOptions,
     progress: &mut dyn Progress,
 ) -> Result<Benchmark, LabError> {
+    copy::prefer_sgls(lab)?;
     let guest = lab.guest()?;
     let disks = Disks {
         from: guest.nvme("ssd0")?,

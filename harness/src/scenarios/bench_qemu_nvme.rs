@@ -57,11 +57,7 @@ pub fn run(options: &ScenarioOptions, progress: &mut dyn Progress) -> Result<Ben
         .nvme("ssd0", "sw0.0", Nvme::memory(MEDIUM).cmb(CMB))
         .nvme("ssd1", "sw0.1", Nvme::memory(MEDIUM))
         .build()?;
-    let lab = copy::start(topology, options, progress)?;
-    let report =
-        measure(&lab, options, progress).map_err(|error| error.in_run(lab.run_directory()))?;
-    lab.finish()?;
-    Ok(report)
+    copy::in_lab(topology, options, progress, measure)
 }
 
 fn measure(

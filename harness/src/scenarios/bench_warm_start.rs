@@ -100,18 +100,17 @@ fn once(
         .nvme("ssd0", "sw0.0", Nvme::memory(256 * MIB).cmb(64 * MIB))
         .nvme("ssd1", "sw0.1", Nvme::memory(256 * MIB))
         .build()?;
-    let lab = copy::start(topology, &options, progress)?;
-    let started = Instant::now();
-    let guest = lab.guest()?;
-    guest.nvme("ssd0")?;
-    guest.nvme("ssd1")?;
-    let bound = started.elapsed();
-    samples.add(TOTAL, began.elapsed().as_secs_f64());
-    for phase in lab.start_phases() {
-        samples.add(phase.name, phase.took.as_secs_f64());
-    }
-    samples.add("both SSDs bound", bound.as_secs_f64());
-    let versions = copy::versions(&lab);
-    lab.finish()?;
-    Ok(versions)
+    copy::in_lab(topology, &options, progress, |lab, _, _| {
+        let started = Instant::now();
+        let guest = lab.guest()?;
+        guest.nvme("ssd0")?;
+        guest.nvme("ssd1")?;
+        let bound = started.elapsed();
+        samples.add(TOTAL, began.elapsed().as_secs_f64());
+        for phase in lab.start_phases() {
+            samples.add(phase.name, phase.took.as_secs_f64());
+        }
+        samples.add("both SSDs bound", bound.as_secs_f64());
+        Ok(copy::versions(lab))
+    })
 }

@@ -74,25 +74,28 @@ pub fn run(
     options: &ScenarioOptions,
     progress: &mut dyn Progress,
 ) -> Result<CopyReport, LabError> {
-    let lab = start(topology, options, progress)?;
-    let report =
-        compare(&lab, job, options, progress).map_err(|error| error.in_run(lab.run_directory()))?;
-    lab.finish()?;
-    Ok(report)
+    in_lab(topology, options, progress, |lab, options, progress| {
+        compare(lab, job, options, progress)
+    })
 }
 
-/// Starts a lab as the options say.
-pub(super) fn start(
+/// Starts a lab as the options say, does `work` in it, and ends it in order. An error of `work` comes with the
+/// place of the run's logs.
+pub(super) fn in_lab<T>(
     mut topology: Topology,
     options: &ScenarioOptions,
     progress: &mut dyn Progress,
-) -> Result<Lab, LabError> {
+    work: impl FnOnce(&Lab, &ScenarioOptions, &mut dyn Progress) -> Result<T, LabError>,
+) -> Result<T, LabError> {
     options.own.apply(&mut topology);
     let mut start = Lab::options(topology).cold(options.cold);
     if let Some(directory) = &options.run_directory {
         start = start.run_directory(directory);
     }
-    start.start_with(progress)
+    let lab = start.start_with(progress)?;
+    let done = work(&lab, options, progress).map_err(|error| error.in_run(lab.run_directory()))?;
+    lab.finish()?;
+    Ok(done)
 }
 
 /// Copies in both modes in a running lab.
