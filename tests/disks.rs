@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use p2plab::lab::Lab;
 use p2plab::topology::{MIB, Nvme, Topology};
@@ -60,7 +61,7 @@ fn keep_data(name: &str, block_size: u32, transfers: &[(u64, u64, u64)]) {
                 .unwrap();
         }
         for name in ["ssd0", "ssd1"] {
-            assert_pattern(medium(&lab, name), seed, offset, chunk * count);
+            assert_pattern(&medium(&lab, name), seed, offset, chunk * count);
         }
     }
     assert_no_errors(&lab);
@@ -87,7 +88,7 @@ fn jobs_on_all_processors_use_queues_of_their_own() {
     let line = format!("{jobs}for job in $jobs; do wait $job || exit 1; done");
     guest.sh(&line).unwrap();
     for cpu in 0..processors {
-        assert_pattern(medium(&lab, "ssd1"), cpu, cpu * 8 * MIB, 8 * MIB);
+        assert_pattern(&medium(&lab, "ssd1"), cpu, cpu * 8 * MIB, 8 * MIB);
     }
     for device in lab.devices().iter() {
         let dump = device.function().dump();
@@ -172,7 +173,7 @@ fn assert_no_errors(lab: &Lab) {
 }
 
 /// The file behind SSD `name`.
-pub fn medium<'a>(lab: &'a Lab, name: &str) -> &'a File {
+pub fn medium(lab: &Lab, name: &str) -> Arc<File> {
     let device = lab.devices().device(name).unwrap();
     device.nvme().unwrap().namespace_file(1).unwrap()
 }

@@ -49,7 +49,7 @@ fn reboots(lab: TestLab) {
                 "{copy} --seeded --seed {before} {from} {to} && {copy} --seed {seed} {from} {to}"
             ))
             .unwrap();
-        assert_pattern(medium(&lab, "ssd1"), seed, 8 * MIB, 8 * MIB);
+        assert_pattern(&medium(&lab, "ssd1"), seed, 8 * MIB, 8 * MIB);
         lab.traffic().check().unwrap();
     }
     lab.finish();
@@ -76,7 +76,7 @@ fn qemu_is_killed_during_io_and_started_again() {
     });
     lab.kill_qemu().unwrap();
     for ssd in ["ssd0", "ssd1"] {
-        assert_pattern(medium(&lab, ssd), 7, 0, 16 * MIB);
+        assert_pattern(&medium(&lab, ssd), 7, 0, 16 * MIB);
     }
     lab.boot_again().unwrap();
     let (from, to) = devices(&lab);

@@ -23,6 +23,7 @@ use crate::identify::{DEVICE_ID, VENDOR_ID, eui64};
 use crate::lifecycle::Core;
 use crate::locks::{lock, read};
 use crate::namespace::Namespace;
+use crate::namespaces::Namespaces;
 use crate::queue::{CompletionQueue, SubmissionQueue, Wake};
 use crate::queue_table::QueueTable;
 use crate::regs::Registers;
@@ -39,7 +40,7 @@ const MSIX_PBA: u32 = 0x3000;
 /// What the threads of a controller share.
 pub(crate) struct Shared {
     pub(crate) config: NvmeConfig,
-    pub(crate) namespaces: Vec<Namespace>,
+    pub(crate) namespaces: Namespaces,
     pub(crate) cmb: Option<Arc<Cmb>>,
     pub(crate) registers: Mutex<Registers>,
     pub(crate) queues: RwLock<QueueTable>,
@@ -192,7 +193,8 @@ impl NvmeController {
             .iter()
             .zip(1..)
             .map(open)
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        let namespaces = Namespaces::new(namespaces);
         let cmb = config.cmb.map(|cmb| {
             let memory = BarMemory::anonymous("nvme-cmb", cmb.size).map_err(|source| {
                 NvmeError::CmbMemory {
@@ -240,9 +242,8 @@ impl NvmeController {
 
     /// The file with the blocks of namespace `nsid` (counted from 1), memory-backed or not: for a host that
     /// fills and compares disks without the guest's help.
-    pub fn namespace_file(&self, nsid: u32) -> Option<&std::fs::File> {
-        let index = usize::try_from(nsid.checked_sub(1)?).ok()?;
-        Some(&self.shared.namespaces.get(index)?.file)
+    pub fn namespace_file(&self, nsid: u32) -> Option<Arc<std::fs::File>> {
+        Some(Arc::clone(&self.shared.namespaces.get(nsid)?.file))
     }
 
     fn port(&self) -> Option<Port> {
@@ -398,6 +399,7 @@ impl Endpoint for NvmeController {
         dump["counters"] = shared.counters.dump();
         dump["namespaces"] = shared
             .namespaces
+            .all()
             .iter()
             .map(|ns| json!({ "nsid": ns.nsid, "size": ns.size(), "block_size": 1u64 << ns.block_shift }))
             .collect();

@@ -1,5 +1,7 @@
 //! The Identify data structures of a controller (Base 5.17, NVM 4.1.5).
 
+use std::sync::Arc;
+
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -59,7 +61,7 @@ fn text(field: &mut [u8], value: &str) {
 /// The structure that `cns` names.
 pub(crate) fn page(
     config: &NvmeConfig,
-    namespaces: &[Namespace],
+    namespaces: &[Arc<Namespace>],
     cns: u8,
     nsid: u32,
     csi: u8,
@@ -86,7 +88,7 @@ pub(crate) fn page(
     }
 }
 
-fn controller(config: &NvmeConfig, namespaces: &[Namespace]) -> IdentifyController {
+fn controller(config: &NvmeConfig, namespaces: &[Arc<Namespace>]) -> IdentifyController {
     let mut id = IdentifyController::new_zeroed();
     id.vid = U16::new(VENDOR_ID);
     id.ssvid = U16::new(VENDOR_ID);
@@ -161,7 +163,7 @@ fn nguid(serial: &str, nsid: u32) -> [u8; 16] {
     number.to_be_bytes()
 }
 
-fn active(namespaces: &[Namespace], after: u32) -> Result<Vec<u8>, Status> {
+fn active(namespaces: &[Arc<Namespace>], after: u32) -> Result<Vec<u8>, Status> {
     if after >= NSID_ALL - 1 {
         return Err(Status::INVALID_NAMESPACE);
     }
@@ -206,7 +208,7 @@ mod tests {
 
     fn pages(serial: &str, cns: u8, nsid: u32) -> Result<Vec<u8>, Status> {
         let config = NvmeConfig::new(serial);
-        let ns = |nsid| Namespace::open(nsid, &NamespaceConfig::memory(1 << 20)).unwrap();
+        let ns = |nsid| Arc::new(Namespace::open(nsid, &NamespaceConfig::memory(1 << 20)).unwrap());
         page(&config, &[ns(1), ns(2)], cns, nsid, 0)
     }
 

@@ -11,7 +11,7 @@
 //!   `logs`, `events`: the admin commands.
 //! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
 //!   is fetched.
-//! - `io`: a worker thread for each I/O submission queue, and its commands. `namespace`: the blocks.
+//! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks.
 //! - `prp`, `sgl`: from a command to the memory of its data, a `transfer`. `dma`, `cmb`: to that memory, through
 //!   the port or inside the controller's own CMB.
 //! - `trace`, `counters`: what tests and people read.
@@ -45,6 +45,7 @@ mod lifecycle;
 mod locks;
 mod logs;
 mod namespace;
+mod namespaces;
 mod prp;
 mod queue;
 mod queue_table;
@@ -53,6 +54,7 @@ mod sgl;
 pub mod spec;
 mod trace;
 mod transfer;
+mod worker;
 
 pub use config::{Backing, CmbConfig, MAX_IO_QUEUES, NamespaceConfig, NvmeConfig, NvmeError};
 pub use controller::NvmeController;

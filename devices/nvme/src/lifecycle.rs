@@ -16,12 +16,12 @@ use crate::admin::{self, Outcome};
 use crate::controller::Shared;
 use crate::dma::Dma;
 use crate::features::Features;
-use crate::io as io_commands;
 use crate::locks::{lock, write};
 use crate::queue::{CompletionQueue, Permit, Reply, SubmissionQueue};
 use crate::spec::registers::{Csts, shst};
 use crate::spec::status::Status;
 use crate::transfer::Transfer;
+use crate::worker;
 
 struct Worker {
     sq: Arc<SubmissionQueue>,
@@ -194,7 +194,7 @@ impl Core {
     ) -> io::Result<()> {
         let thread = Builder::new().name(format!("nvme-sq{}", sq.id)).spawn({
             let (shared, dma, sq) = (Arc::clone(shared), dma.clone(), Arc::clone(sq));
-            move || io_commands::run(&shared, &dma, &sq)
+            move || worker::run(&shared, &dma, &sq)
         })?;
         self.workers.insert(
             sq.id,
@@ -238,7 +238,7 @@ fn post(
 
 /// Shutdown processing (Base 3.6): everything acknowledged reaches the medium.
 fn shut_down(shared: &Shared) {
-    for ns in &shared.namespaces {
+    for ns in shared.namespaces.all() {
         if let Err(error) = ns.flush() {
             tracing::error!(%error, nsid = ns.nsid, "flush at shutdown");
         }

@@ -71,8 +71,8 @@ fn measure(
         from: guest.nvme("ssd0")?,
         to: guest.nvme("ssd1")?,
     };
-    fill(medium(lab, "ssd0")?, MEDIUM, progress)?;
-    fill(medium(lab, "ssd1")?, MEDIUM, progress)?;
+    fill(&*medium(lab, "ssd0")?, MEDIUM, progress)?;
+    fill(&*medium(lab, "ssd1")?, MEDIUM, progress)?;
     let mut cases = cases();
     for round in 1..=ROUNDS {
         progress.step(&format!("round {round} of {ROUNDS}"), None);
@@ -82,9 +82,9 @@ fn measure(
     }
     let destination = medium(lab, "ssd1")?;
     for case in &mut cases {
-        clear(destination, MEDIUM)?;
+        clear(&destination, MEDIUM)?;
         case.copy(lab, &disks, options)?;
-        if !verify(destination, case.size, progress)? {
+        if !verify(&destination, case.size, progress)? {
             let chunk = sizes::format(case.chunk);
             let what = format!("{} with chunks of {chunk} copied wrong bytes", case.mode);
             return Err(LabError::Unexpected(what));

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use p2plab_images::Progress;
 use rustix::fs::MemfdFlags;
@@ -28,17 +29,17 @@ const MEDIUM: u64 = 256 * MIB;
 const CHUNKS: [u64; 2] = [MIB, 128 * KIB];
 
 /// A pair of SSDs and what lies on them.
-struct Pair<'a> {
+struct Pair {
     device: &'static str,
     from: GuestNvme,
     to: GuestNvme,
-    source: &'a File,
-    destination: &'a File,
+    source: Arc<File>,
+    destination: Arc<File>,
 }
 
 /// One cell of the table.
 struct Case<'a> {
-    pair: &'a Pair<'a>,
+    pair: &'a Pair,
     mode: &'static str,
     chunk: u64,
     /// Sized so that each case takes some tenths of a second.
@@ -86,8 +87,8 @@ fn measure(
             device: "qemu",
             from: guest.nvme_in_slot("qemu0", &slot("sw0.2")?)?,
             to: guest.nvme_in_slot("qemu1", &slot("sw0.3")?)?,
-            source: &source,
-            destination: &destination,
+            source: Arc::new(source),
+            destination: Arc::new(destination),
         },
         Pair {
             device: "p2plab",
@@ -98,9 +99,9 @@ fn measure(
         },
     ];
     for pair in &pairs {
-        fill(pair.source, MEDIUM, progress)?;
+        fill(&pair.source, MEDIUM, progress)?;
         // Without this, the first copy alone would pay for the allocation of the destination's pages.
-        fill(pair.destination, MEDIUM, progress)?;
+        fill(&pair.destination, MEDIUM, progress)?;
     }
     let mut cases = cases(&pairs);
     for round in 1..=ROUNDS {
@@ -152,7 +153,7 @@ fn add_qemu_nvme(
     Ok(())
 }
 
-fn cases<'a>(pairs: &'a [Pair<'a>]) -> Vec<Case<'a>> {
+fn cases(pairs: &[Pair]) -> Vec<Case<'_>> {
     let mut cases = Vec::new();
     for chunk in CHUNKS {
         for mode in ["classic", "p2p"] {
@@ -207,9 +208,9 @@ impl Case<'_> {
         options: &ScenarioOptions,
         progress: &mut dyn Progress,
     ) -> Result<(), LabError> {
-        clear(self.pair.destination, MEDIUM)?;
+        clear(&self.pair.destination, MEDIUM)?;
         self.copy(lab, options)?;
-        if verify(self.pair.destination, self.size, progress)? {
+        if verify(&self.pair.destination, self.size, progress)? {
             return Ok(());
         }
         Err(LabError::Unexpected(format!(

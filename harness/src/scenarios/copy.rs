@@ -110,7 +110,7 @@ pub fn compare(
 ) -> Result<CopyReport, LabError> {
     let source = medium(lab, job.source)?;
     let destination = medium(lab, job.destination)?;
-    fill(source, options.size, progress)?;
+    fill(&source, options.size, progress)?;
     let guest = lab.guest()?;
     let from = guest.nvme(job.source)?;
     let to = guest.nvme(job.destination)?;
@@ -119,7 +119,7 @@ pub fn compare(
     prefer_sgls(lab)?;
     let mut modes = Vec::new();
     for (name, buffer) in [("classic", "memory"), ("p2p", peer_memory)] {
-        clear(destination, options.size)?;
+        clear(&destination, options.size)?;
         progress.step(&format!("copying, {name}"), None);
         let before = lab.traffic();
         let seconds = GuestCopy {
@@ -133,7 +133,7 @@ pub fn compare(
         }
         .run(lab)?;
         let traffic = lab.traffic().since(&before);
-        let verified = verify(destination, options.size, progress)?;
+        let verified = verify(&destination, options.size, progress)?;
         modes.push(MeasuredMode {
             name: name.to_owned(),
             seconds,

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use p2plab_guest::pattern;
 use p2plab_images::Progress;
@@ -16,7 +17,7 @@ const SEED: u64 = 0x7032_706c_6162;
 const BLOCK: u64 = MIB;
 
 /// The first namespace of the SSD `name`.
-pub(super) fn medium<'a>(lab: &'a Lab, name: &str) -> Result<&'a File, LabError> {
+pub(super) fn medium(lab: &Lab, name: &str) -> Result<Arc<File>, LabError> {
     lab.devices()
         .device(name)?
         .nvme()

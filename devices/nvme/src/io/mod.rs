@@ -1,11 +1,7 @@
-//! I/O queues: the worker of a submission queue, and the commands of the NVM command set (NVM 3.2).
-//!
-//! A worker executes its commands one after the other, each to its completion. More than one at a time
-//! would be decided in [`run`]: everything below it works on one command and its permit.
+//! The commands of the NVM command set (NVM 3.2), as a `worker` executes them.
 
 use std::io;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -14,99 +10,18 @@ use crate::counters::add;
 use crate::dma::{Direction, Dma};
 use crate::locks::lock;
 use crate::namespace::Namespace;
-use crate::queue::{Reply, SubmissionQueue};
 use crate::spec::command::{
     Command, DatasetRange, NSID_ALL, PSDT_PRP, PSDT_SGL, ReadWriteCdw12, io as opcode,
 };
 use crate::spec::status::Status;
 use crate::transfer::Transfer;
 
-/// Completions wait this long for their interrupt while more commands are executed.
-const BATCH_TIME: Duration = Duration::from_micros(50);
-
-/// Data that a command may move while completions before it still wait for their interrupt.
-const QUICK_BYTES: u64 = 32 << 10;
-
-/// The worker of `sq`: returns when the queue is stopped or its memory fails.
-pub(crate) fn run(shared: &Shared, dma: &Dma, sq: &SubmissionQueue) {
-    let mut transfer = Transfer::default();
-    // When the first completion was posted that has had no interrupt yet.
-    let mut unsignalled: Option<Instant> = None;
-    while !sq.stop.load(Ordering::Acquire) {
-        let permit = if sq.is_empty() { None } else { sq.cq.reserve() };
-        let Some(permit) = permit else {
-            if unsignalled.take().is_some() {
-                shared.interrupt(dma, &sq.cq);
-            }
-            sq.wake.wait();
-            continue;
-        };
-        let fetch = sq.next_entry();
-        let command = match sq.fetch(dma) {
-            Ok(command) => command,
-            Err(error) => {
-                shared.fatal(&format!("submission queue {}: {error}", sq.id));
-                break;
-            }
-        };
-        // A completion never waits behind a slow command.
-        let waiting = unsignalled.is_some_and(|since| since.elapsed() >= BATCH_TIME);
-        if unsignalled.is_some() && (waiting || !is_quick(shared, &command)) {
-            shared.interrupt(dma, &sq.cq);
-            unsignalled = None;
-        }
-        transfer.clear();
-        let result = execute(shared, dma, &command, &mut transfer);
-        let status = shared.account(sq.id, &command, result.err());
-        let reply = Reply {
-            cid: command.cid,
-            result: 0,
-            status,
-        };
-        let posted = sq.cq.post(dma, permit, sq, reply, |slot| {
-            let done = Some((slot, status));
-            shared
-                .trace
-                .record(dma, sq.id, &command, fetch, &transfer, done);
-        });
-        if let Err(error) = posted {
-            shared.fatal(&format!("completion queue {}: {error}", sq.cq.id));
-            break;
-        }
-        unsignalled.get_or_insert_with(Instant::now);
-    }
-    if unsignalled.is_some() {
-        shared.interrupt(dma, &sq.cq);
-    }
+pub(crate) fn namespace(shared: &Shared, nsid: u32) -> Result<Arc<Namespace>, Status> {
+    shared.namespaces.get(nsid).ok_or(Status::INVALID_NAMESPACE)
 }
 
-/// Whether a command ends soon enough for completions to wait behind it.
-fn is_quick(shared: &Shared, command: &Command) -> bool {
-    let cdw12 = ReadWriteCdw12::from_bits(command.cdw12.get());
-    let Ok(ns) = namespace(shared, command.nsid.get()) else {
-        return true;
-    };
-    let bytes = (u64::from(cdw12.nlb_z()) + 1) << ns.block_shift;
-    let durable = match command.opcode {
-        opcode::READ => cdw12.fua(),
-        // Without the write cache every write waits for the medium.
-        opcode::WRITE => cdw12.fua() || !lock(&shared.features).write_cache,
-        _ => return false,
-    };
-    !durable && bytes <= QUICK_BYTES
-}
-
-fn namespace(shared: &Shared, nsid: u32) -> Result<&Namespace, Status> {
-    // Namespaces are numbered from 1, without gaps.
-    let index = nsid
-        .checked_sub(1)
-        .and_then(|index| usize::try_from(index).ok());
-    index
-        .and_then(|index| shared.namespaces.get(index))
-        .ok_or(Status::INVALID_NAMESPACE)
-}
-
-fn execute(
+/// Executes one I/O command.
+pub(crate) fn execute(
     shared: &Shared,
     dma: &Dma,
     command: &Command,
@@ -118,13 +33,15 @@ fn execute(
     }
     let nsid = command.nsid.get();
     match command.opcode {
-        opcode::FLUSH if nsid == NSID_ALL => shared.namespaces.iter().try_for_each(flush),
-        opcode::FLUSH => flush(namespace(shared, nsid)?),
-        opcode::READ => read(shared, dma, namespace(shared, nsid)?, command, transfer),
-        opcode::WRITE => write(shared, dma, namespace(shared, nsid)?, command, transfer),
-        opcode::WRITE_ZEROES => write_zeroes(shared, namespace(shared, nsid)?, command),
+        opcode::FLUSH if nsid == NSID_ALL => {
+            shared.namespaces.all().iter().try_for_each(|ns| flush(ns))
+        }
+        opcode::FLUSH => flush(&*namespace(shared, nsid)?),
+        opcode::READ => read(shared, dma, &*namespace(shared, nsid)?, command, transfer),
+        opcode::WRITE => write(shared, dma, &*namespace(shared, nsid)?, command, transfer),
+        opcode::WRITE_ZEROES => write_zeroes(shared, &*namespace(shared, nsid)?, command),
         opcode::DATASET_MANAGEMENT => {
-            deallocate(shared, dma, namespace(shared, nsid)?, command, transfer)
+            deallocate(shared, dma, &*namespace(shared, nsid)?, command, transfer)
         }
         _ => Err(Status::INVALID_OPCODE),
     }

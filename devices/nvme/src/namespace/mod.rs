@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use rustix::io::Errno;
@@ -14,7 +15,7 @@ use crate::config::{Backing, NamespaceConfig, NvmeError};
 #[derive(Debug)]
 pub(crate) struct Namespace {
     pub(crate) nsid: u32,
-    pub(crate) file: File,
+    pub(crate) file: Arc<File>,
     pub(crate) block_shift: u8,
     pub(crate) blocks: u64,
     pub(crate) read_only: bool,
@@ -46,7 +47,7 @@ impl Namespace {
         let blocks = size >> block_shift;
         Ok(Self {
             nsid,
-            file,
+            file: Arc::new(file),
             block_shift,
             blocks,
             read_only: config.read_only,
@@ -78,7 +79,7 @@ impl Namespace {
     pub(crate) fn deallocate(&self, offset: u64, length: u64) -> io::Result<bool> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         loop {
-            return match fallocate(&self.file, flags, offset, length) {
+            return match fallocate(&*self.file, flags, offset, length) {
                 Ok(()) => Ok(true),
                 Err(Errno::INTR) => continue,
                 Err(Errno::OPNOTSUPP | Errno::NODEV | Errno::NOSYS | Errno::INVAL) => Ok(false),
