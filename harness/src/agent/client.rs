@@ -115,6 +115,17 @@ impl AgentClient {
     /// after [`Self::fail`]. What was running for an earlier conversation is killed; requests still
     /// waiting fail. Waits up to `deadline` for the agent to come up.
     pub fn hello(&self, deadline: Duration) -> Result<Hello, AgentError> {
+        self.hello_unless(deadline, || None)
+    }
+
+    /// As [`Self::hello`], but fails at once with [`AgentError::Lost`] if `lost` gives a reason. It is asked after
+    /// an earlier [`Self::fail`] has been forgotten: whoever calls `fail` when a guest is lost, and may have done so
+    /// before the conversation began, gives the reason here once more, or it is waited for in vain.
+    pub fn hello_unless(
+        &self,
+        deadline: Duration,
+        lost: impl FnOnce() -> Option<String>,
+    ) -> Result<Hello, AgentError> {
         let nonce = fresh_nonce();
         {
             let mut state = self.shared.lock();
@@ -123,6 +134,9 @@ impl AgentClient {
             }
             state.pending.clear();
             state.awaited_nonce = Some(nonce.clone());
+        }
+        if let Some(why) = lost() {
+            self.fail(&why);
         }
         let until = Instant::now() + deadline;
         loop {

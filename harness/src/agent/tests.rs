@@ -353,6 +353,17 @@ fn failing_ends_every_wait_at_once_with_the_reason() {
 }
 
 #[test]
+fn a_guest_lost_before_the_conversation_is_not_waited_for() {
+    let client = client();
+    client.fail("kernel panic on the console");
+    let begun = Instant::now();
+    let lost = || Some("kernel panic on the console".into());
+    let error = client.hello_unless(SOON, lost).unwrap_err();
+    assert!(matches!(error, AgentError::Lost { .. }), "{error}");
+    assert!(begun.elapsed() < SOON);
+}
+
+#[test]
 fn a_closed_port_and_a_silent_agent_are_told_apart() {
     let (host, guest) = UnixStream::pair().unwrap();
     let client = AgentClient::new(host).unwrap();

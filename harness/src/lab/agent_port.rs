@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::qemu::console::Console;
 use crate::qemu::fault::Fault;
 use crate::qemu::qmp::{Event, Events, QmpError};
 use crate::qemu::{Qemu, process};
@@ -47,18 +48,24 @@ pub(super) fn watch(qemu: &Qemu, going_down: GoingDown) -> std::io::Result<()> {
                         "the guest agent is lost: its port was closed, and the guest neither resets nor \
                          powers off",
                     );
-                    let lines = console.tail();
-                    let tail = lines.len().saturating_sub(process::TAIL_LINES);
-                    text.push_str("\nThe last lines of console:");
-                    for line in lines.iter().skip(tail) {
-                        text.push_str("\n    ");
-                        text.push_str(line);
-                    }
+                    text.push_str(&last_lines(&console));
                     faults.raise(Fault::Other(text));
                 }
             }
         })
         .map(drop)
+}
+
+/// The console's last lines, as the end of an error's text.
+pub(super) fn last_lines(console: &Console) -> String {
+    let lines = console.tail();
+    let tail = lines.len().saturating_sub(process::TAIL_LINES);
+    let mut text = String::from("\nThe last lines of console:");
+    for line in lines.iter().skip(tail) {
+        text.push_str("\n    ");
+        text.push_str(line);
+    }
+    text
 }
 
 /// Waits until the port closes and says whether that is a loss. Fails when QEMU is gone.

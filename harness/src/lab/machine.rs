@@ -10,7 +10,7 @@ use p2plab_images::{Accelerator, Artifacts};
 use super::LabError;
 use super::agent_port::{self, GoingDown};
 use super::phases::Phases;
-use crate::agent::AgentClient;
+use crate::agent::{AgentClient, AgentError};
 use crate::qemu::fault::Fault;
 use crate::qemu::{Links, Qemu, snapshot};
 use crate::run_directory::RunDirectory;
@@ -183,13 +183,20 @@ fn qemu_command(artifacts: &Artifacts) -> Vec<OsString> {
 impl Machine {
     /// Begins (or, after a reboot, begins again) the conversation with the agent.
     pub(super) fn hello(&self, patience: Duration) -> Result<(), LabError> {
-        match self.agent.hello(patience) {
+        // A guest can be lost before the first word to it: QEMU runs it while the lab still greets QMP.
+        let lost = || self.qemu.faults.first().map(|fault| fault.to_string());
+        match self.agent.hello_unless(patience, lost) {
             Ok(hello) => {
                 if !hello.status.failed_modules.is_empty() {
                     let failed = &hello.status.failed_modules;
                     tracing::warn!(?failed, "the guest could not load modules");
                 }
                 Ok(())
+            }
+            Err(error @ AgentError::Deadline { .. }) => {
+                // What the guest said last is all that is known of its silence.
+                let told = agent_port::last_lines(&self.qemu.console);
+                Err(self.cause(LabError::Unexpected(format!("{error}{told}"))))
             }
             Err(error) => Err(self.cause(error.into())),
         }
