@@ -3,5 +3,8 @@
 /// The agent, which is init.
 pub(crate) const AGENT: &[u8] = include_bytes!(env!("P2PLAB_AGENT"));
 
+/// The benchmark of one block device.
+pub(crate) const IOBENCH: &[u8] = include_bytes!(env!("IOBENCH"));
+
 /// The copy tool.
 pub(crate) const P2PCOPY: &[u8] = include_bytes!(env!("P2PCOPY"));

@@ -2,20 +2,18 @@
 //! below the same switch, in turn with those between two of ours.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use p2plab_images::Progress;
-use rustix::fs::MemfdFlags;
 use serde_json::json;
 
 use super::ScenarioOptions;
 use super::copy::{self, GuestCopy};
 use super::media::{clear, fill, medium, verify};
+use super::qemu_nvme;
 use crate::lab::{GuestNvme, Lab, LabError};
 use crate::report::{BENCHMARK_SCHEMA_VERSION, Benchmark, Measurement, Table, Target};
 use crate::topology::{KIB, MIB, Nvme, Topology, sizes};
-use crate::wait::{self, Deadline};
 
 /// Name on the command line.
 pub const NAME: &str = "bench-qemu-nvme";
@@ -66,15 +64,18 @@ fn measure(
     options: &ScenarioOptions,
     progress: &mut dyn Progress,
 ) -> Result<Benchmark, LabError> {
-    let (source, destination) = (memory_file("source")?, memory_file("destination")?);
-    add_qemu_nvme(
+    let (source, destination) = (
+        qemu_nvme::medium("source", MEDIUM)?,
+        qemu_nvme::medium("destination", MEDIUM)?,
+    );
+    qemu_nvme::add(
         lab,
         "qemu0",
         "sw0.2",
         &source,
         json!({ "cmb_size_mb": CMB / MIB }),
     )?;
-    add_qemu_nvme(lab, "qemu1", "sw0.3", &destination, json!({}))?;
+    qemu_nvme::add(lab, "qemu1", "sw0.3", &destination, json!({}))?;
     let guest = lab.guest()?;
     let slot = |port: &str| {
         lab.devices()
@@ -115,42 +116,6 @@ fn measure(
     }
     progress.finish();
     Ok(report(lab, options, &cases))
-}
-
-/// A file in memory that goes with this process.
-fn memory_file(name: &str) -> Result<File, LabError> {
-    let file = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)
-        .map(File::from)
-        .map_err(|error| LabError::Medium(error.into()))?;
-    file.set_len(MEDIUM).map_err(LabError::Medium)?;
-    Ok(file)
-}
-
-/// Hot-adds one of QEMU's own NVMe devices with `file` for a medium.
-fn add_qemu_nvme(
-    lab: &Lab,
-    id: &str,
-    port: &str,
-    file: &File,
-    options: serde_json::Value,
-) -> Result<(), LabError> {
-    let slot = lab.devices().shape().slot(port);
-    let bus = slot.map(|slot| slot.bus).unwrap_or_default();
-    let qmp = &lab.qemu()?.qmp;
-    let deadline = Deadline::new(format!("QEMU to add {id}"), wait::HOTPLUG);
-    let node = format!("medium-{id}");
-    // Our descriptor by its path in /proc: no name in any file system, and QEMU opens a file of its own.
-    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
-    let medium = json!({
-        "driver": "raw", "node-name": node, "file": { "driver": "file", "filename": path },
-    });
-    qmp.execute("blockdev-add", medium, &deadline)?;
-    let mut device = json!({ "driver": "nvme", "id": id, "bus": bus, "serial": id, "drive": node });
-    if let (Some(device), Some(options)) = (device.as_object_mut(), options.as_object()) {
-        device.extend(options.clone());
-    }
-    qmp.device_add(device, &deadline)?;
-    Ok(())
 }
 
 fn cases(pairs: &[Pair]) -> Vec<Case<'_>> {

@@ -1,11 +1,13 @@
 //! The scenarios that `p2plab run` knows: the examples of the talk, each one command, and benchmarks.
 
 pub mod bench_chunks;
+pub mod bench_io;
 pub mod bench_qemu_nvme;
 pub mod bench_warm_start;
 pub mod copy;
 pub mod media;
 pub mod nvme_cmb_copy;
+mod qemu_nvme;
 
 use std::path::PathBuf;
 
@@ -94,7 +96,7 @@ pub struct Scenario {
 type Run = fn(&ScenarioOptions, &mut dyn Progress) -> Result<Box<dyn Report>, LabError>;
 
 /// All scenarios.
-pub const SCENARIOS: [Scenario; 4] = [
+pub const SCENARIOS: [Scenario; 5] = [
     Scenario {
         name: nvme_cmb_copy::NAME,
         summary: "copy between two NVMe SSDs, through host memory and through a CMB (example 2 of the talk)",
@@ -106,6 +108,12 @@ pub const SCENARIOS: [Scenario; 4] = [
         summary: "benchmark: the same copies between p2plab's SSDs and between QEMU's own, in turn",
         fixed: &["size", "chunk", "media"],
         run: |options, progress| Ok(Box::new(bench_qemu_nvme::run(options, progress)?)),
+    },
+    Scenario {
+        name: bench_io::NAME,
+        summary: "benchmark: reads and writes of p2plab's SSD and of QEMU's own, in turn",
+        fixed: &["size", "chunk", "threads", "depth", "media"],
+        run: |options, progress| Ok(Box::new(bench_io::run(options, progress)?)),
     },
     Scenario {
         name: bench_chunks::NAME,

@@ -7,9 +7,10 @@
 //! * [`modules`]: loading kernel modules.
 //! * [`pattern`]: the seeded data that `p2pcopy --check` writes and compares; the host seeds backing
 //!   files with the same function.
+//! * [`words`]: values of the programs' options.
 //!
 //! Programs: `p2plab-agent` is `/init` of the guest image; `p2pcopy` copies between block devices
-//! through a chosen buffer. Not implemented: terminals (pty) for commands run through the agent, standard
+//! through a chosen buffer; `iobench` measures one block device. Not implemented: terminals (pty) for commands run through the agent, standard
 //! input that does not fit into one request, and users other than root.
 
 pub mod children;
@@ -19,5 +20,6 @@ pub mod pattern;
 pub mod protocol;
 pub mod server;
 mod sys;
+pub mod words;
 
 pub use sys::{Mapping, aio, kill_everything, loopback_up};

@@ -1,5 +1,7 @@
 //! The command line.
 
+use p2plab_guest::words::{number, positive, size, small};
+
 /// What `--help` prints.
 pub const HELP: &str = "\
 p2pcopy [OPTIONS] SOURCE DESTINATION
@@ -43,9 +45,6 @@ const OPTIONS: &[&str] = &[
     "--json",
     "--help",
 ];
-
-/// Most transfers in flight, all threads together: the kernel's default limit (fs.aio-max-nr).
-const MAX_IN_FLIGHT: u64 = 65_536;
 
 /// A command line.
 #[derive(Debug)]
@@ -168,53 +167,6 @@ fn consistent(found: &Arguments) -> Result<(), String> {
         return Err("--seeded needs --check, and --seed to know the pattern".into());
     }
     Ok(())
-}
-
-fn number(name: &str, text: &str) -> Result<u64, String> {
-    text.parse()
-        .map_err(|_| format!("{name} {text:?} is not a whole number"))
-}
-
-fn positive(name: &str, value: u64) -> Result<u64, String> {
-    if value == 0 {
-        Err(format!("{name} must be at least 1"))
-    } else {
-        Ok(value)
-    }
-}
-
-fn small(name: &str, text: &str) -> Result<usize, String> {
-    let value = positive(name, number(name, text)?)?;
-    match usize::try_from(value) {
-        Ok(small) if value <= MAX_IN_FLIGHT => Ok(small),
-        _ => Err(format!(
-            "{name} {value} is too large, the most is {MAX_IN_FLIGHT}"
-        )),
-    }
-}
-
-/// A number of bytes with an optional binary suffix.
-fn size(name: &str, text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let unit = text.get(digits.len()..).unwrap_or_default();
-    let shift = match unit.to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kib" => 10,
-        "m" | "mib" => 20,
-        "g" | "gib" => 30,
-        "t" | "tib" => 40,
-        _ => {
-            return Err(format!(
-                "{name} {text:?}: the unit is none of B, KiB, MiB, GiB, TiB"
-            ));
-        }
-    };
-    let wrong = || format!("{name} {text:?} is not a size such as 4096, 128KiB or 1GiB");
-    digits
-        .parse::<u64>()
-        .map_err(|_| wrong())?
-        .checked_mul(1 << shift)
-        .ok_or_else(wrong)
 }
 
 #[cfg(test)]
