@@ -16,6 +16,7 @@ mod lspci;
 mod nvme_cmb_copy;
 mod own_kernel;
 mod patience;
+mod power;
 mod refusal;
 mod serve;
 mod shell;

@@ -297,6 +297,10 @@ APT::Architecture "{architecture}";
 #clear APT::Architectures;
 APT::Architectures {{ "{architecture}"; }};
 APT::Sandbox::User "";
+APT::Get::AllowUnauthenticated "false";
+Acquire::AllowInsecureRepositories "false";
+Acquire::AllowWeakRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
 APT::Install-Recommends "false";
 APT::Install-Suggests "false";
 Acquire::Languages "none";
@@ -410,6 +414,19 @@ mod tests {
             "DPkg::Pre-Install-Pkgs;",
         ] {
             assert!(text.contains(&format!("#clear {hook}")));
+        }
+    }
+
+    #[test]
+    fn no_setting_of_the_machine_switches_signatures_off() {
+        let text = config_text(Path::new("/somewhere"), "amd64");
+        for setting in [
+            "APT::Get::AllowUnauthenticated",
+            "Acquire::AllowInsecureRepositories",
+            "Acquire::AllowWeakRepositories",
+            "Acquire::AllowDowngradeToInsecureRepositories",
+        ] {
+            assert!(text.contains(&format!("{setting} \"false\";")));
         }
     }
 }

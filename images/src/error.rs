@@ -161,7 +161,7 @@ pub enum ArtifactError {
 
     /// The user's QEMU is too old.
     #[error(
-        "QEMU at {} is {version}{}: give one of 10.1 or newer{} with --qemu, or leave it out to use the one that \
+        "QEMU at {} is {version}{}: give one of 11.1 or newer{} with --qemu, or leave it out to use the one that \
          p2plab fetches",
         path.display(),
         if *has_vfio_user { "" } else { " and has no vfio-user-pci" },

@@ -12,7 +12,7 @@ use crate::traffic::{self, Matrix, Model, ModelEndpoint, PortCounts, Settings, s
 /// Counting follows the bytes: a completion that the guest has seen may be counted a moment later.
 const SETTLE: Duration = Duration::from_secs(10);
 /// Time between two readings of counters that must not move any more.
-const STILL: Duration = Duration::from_millis(50);
+const STILL: Duration = Duration::from_millis(200);
 
 /// Commands of all SSDs and what the fabric counted, between two moments at which nothing was under way.
 pub struct Watch<'a> {

@@ -49,14 +49,14 @@ enum Command {
 /// What a user brings along.
 #[derive(Clone, Debug, Default, Args)]
 struct OwnArgs {
-    /// A qemu-system-x86_64 (10.1 or newer, with vfio-user-pci) instead of the lab's own
+    /// A qemu-system-x86_64 (11.1 or newer, with vfio-user-pci) instead of the lab's own
     #[arg(long, value_name = "PATH")]
     qemu: Option<PathBuf>,
     /// A kernel instead of the lab's own
     #[arg(long, value_name = "BZIMAGE")]
     kernel: Option<PathBuf>,
-    /// The modules of --kernel: what its `make modules_install` made
-    #[arg(long, value_name = "DIR", requires = "kernel")]
+    /// The modules of the kernel (--kernel's or the topology's): what its `make modules_install` made
+    #[arg(long, value_name = "DIR")]
     modules: Option<PathBuf>,
 }
 

@@ -34,8 +34,8 @@ pub(super) enum Begin<'a> {
     BootForImage,
     /// Boot, with these endpoints (`-device` in JSON) plugged in from the start.
     Boot(&'a [serde_json::Value]),
-    /// Go on from a base image, with empty slots.
-    Restore(&'a Path),
+    /// Go on from a base image, with empty slots, into which the caller hot-adds these endpoints.
+    Restore(&'a Path, &'a [serde_json::Value]),
 }
 
 /// A running machine.
@@ -49,12 +49,15 @@ pub(super) struct Machine {
 
 /// Words on the kernel's command line of every guest. No `quiet`: the console is the record of a run. No
 /// `panic=`: a panicked guest stays where it is until the lab, which reads the panic on the console, ends it;
-/// with a reboot instead, a guest that panics at boot would go round in circles.
-pub(super) const KERNEL_ARGUMENTS: &str =
-    "console=ttyS0 rdinit=/init printk.time=1 random.trust_cpu=on mitigations=off audit=0";
+/// with a reboot instead, a guest that panics at boot would go round in circles. A task that hangs is reported
+/// after 40 to 45 s: before the 60 s that a command has by default, and after the 30 s that the nvme driver gives a
+/// command. The kernel's own default is 120 s.
+pub(super) const KERNEL_ARGUMENTS: &str = "console=ttyS0 rdinit=/init printk.time=1 random.trust_cpu=on \
+     mitigations=off audit=0 sysctl.kernel.hung_task_timeout_secs=40 \
+     sysctl.kernel.hung_task_check_interval_secs=5";
 
 /// What QEMU's exit status may take to be known after its sockets have closed.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 impl MachinePlan {
     pub(super) fn new(
@@ -106,7 +109,7 @@ impl MachinePlan {
                     push(&["-device", &device.to_string()]);
                 }
             }
-            Begin::Restore(_) => push(&["-incoming", "defer"]),
+            Begin::Restore(..) => push(&["-incoming", "defer"]),
         }
         argv.extend(["-kernel".into(), self.kernel.clone().into_os_string()]);
         argv.extend(["-initrd".into(), self.initramfs.clone().into_os_string()]);
@@ -124,7 +127,7 @@ impl MachinePlan {
         let links = Links::new().map_err(crate::qemu::StartError::Io)?;
         let mut argv = self.arguments(begin);
         argv.extend(links.arguments());
-        run.write_command_line(&argv)?;
+        run.write_command_line(&argv, &notes(begin))?;
         let mut qemu = Qemu::start(argv, links, &run.qemu_log(), &run.console_log())?;
         let stream = qemu.take_agent().ok_or_else(|| {
             LabError::Unexpected("the agent's stream was taken before the lab had it".into())
@@ -137,7 +140,7 @@ impl MachinePlan {
         let agent = Arc::new(AgentClient::with_log(stream, &run.agent_log(), cause)?);
         phases.end("QEMU started");
         let patience = match begin {
-            Begin::Restore(image) => {
+            Begin::Restore(image, _) => {
                 snapshot::load(&qemu.qmp, image)?;
                 qemu.qmp.cont()?;
                 phases.end("guest restored");
@@ -162,6 +165,23 @@ impl MachinePlan {
             ..machine
         })
     }
+}
+
+/// What the command line does not say: how to do the same again, and what followed through the monitor.
+fn notes(begin: &Begin<'_>) -> Vec<String> {
+    let mut notes = vec![
+        "The same lab again: p2plab boot topology.toml (in this folder). QEMU was started with the arguments below; \
+         the descriptors (fd=) were the lab's."
+            .to_owned(),
+    ];
+    if let Begin::Restore(image, endpoints) = begin {
+        notes.push(format!(
+            "Then, through the monitor, migrate-incoming of {} (mapped-ram), and device_add of:",
+            image.display()
+        ));
+        notes.extend(endpoints.iter().map(ToString::to_string));
+    }
+    notes
 }
 
 /// QEMU's command with its environment, which keeps it from modules of a QEMU installed on the host.

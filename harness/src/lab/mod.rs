@@ -178,7 +178,7 @@ impl LabOptions {
             let announce = || progress.step("booting the guest once, to save its base image", None);
             let image = base_image::ensure(&images, &plan, &artifacts.identity(), announce)?;
             phases.end("base image");
-            let machine = plan.start(&Begin::Restore(&image), &run, &mut phases)?;
+            let machine = plan.start(&Begin::Restore(&image, &arguments), &run, &mut phases)?;
             set_clock(&machine)?;
             phases.end("clock set");
             for argument in arguments {
@@ -401,6 +401,31 @@ impl Lab {
             }
             machine.power_off()?;
         }
+        self.end()
+    }
+
+    /// As [`finish`](Self::finish), but a guest that has powered itself off, or is about to, is as good.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub fn finish_if_running(mut self) -> Result<(), LabError> {
+        if let Some(machine) = self.machine.take() {
+            let faults = &machine.qemu.faults;
+            if let Some(fault) = faults.first().filter(|fault| !fault.is_power_off()) {
+                return Err(LabError::Fault(fault));
+            }
+            if let Err(error) = machine.power_off() {
+                let deadline = Deadline::new("the guest to power off", wait::SHUTDOWN);
+                let fault = faults.wait(&deadline).map_err(|_| error)?;
+                if !fault.is_power_off() {
+                    return Err(LabError::Fault(fault));
+                }
+            }
+        }
+        self.end()
+    }
+
+    fn end(mut self) -> Result<(), LabError> {
         self.write_counters();
         self.traffic().check().map_err(LabError::Conservation)?;
         self.run.finish(Outcome::Passed);
