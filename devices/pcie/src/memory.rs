@@ -151,7 +151,15 @@ impl<'a> DmaBuffers<'a> {
             };
             copy_in(slice, 0, &now[..body])?;
             fence(Ordering::Release);
-            copy_in(slice, body, &now[body..])?;
+            // In one store where it is aligned: no reader sees a phase bit without the status beside it.
+            let word = now.get(body..).and_then(|tail| tail.try_into().ok());
+            let stored = word.is_some_and(|word| {
+                let word = u64::from_ne_bytes(word);
+                slice.store(word, body, Ordering::Release).is_ok()
+            });
+            if !stored {
+                copy_in(slice, body, &now[body..])?;
+            }
             rest = later;
         }
         Ok(())
