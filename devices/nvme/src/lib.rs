@@ -46,6 +46,7 @@ mod locks;
 mod logs;
 mod namespace;
 mod namespaces;
+mod pmr;
 mod prp;
 mod queue;
 mod queue_table;
@@ -54,8 +55,12 @@ mod sgl;
 pub mod spec;
 mod trace;
 mod transfer;
+mod window;
 mod worker;
 
-pub use config::{Backing, CmbConfig, MAX_IO_QUEUES, NamespaceConfig, NvmeConfig, NvmeError};
+pub use config::{
+    Backing, CmbConfig, CmbScheme, MAX_IO_QUEUES, NamespaceConfig, NvmeConfig, NvmeError,
+    PmrBacking, PmrConfig,
+};
 pub use controller::NvmeController;
 pub use trace::{TRACE_CAPACITY, Trace, TraceEntry, TraceLog, TraceRange};

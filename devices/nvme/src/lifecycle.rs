@@ -43,13 +43,23 @@ impl Core {
         let mut signal = false;
         loop {
             let pending = std::mem::take(&mut lock(&shared.registers).pending);
+            if pending.subsystem_reset {
+                self.subsystem_reset(shared, dma);
+                signal = false;
+                continue;
+            }
+            if pending.pmr_disable
+                && let Some(pmr) = &shared.pmr
+            {
+                pmr.settle(Some(&dma.port));
+            }
             if pending.reset {
                 self.disable(shared);
                 self.leave_reset(shared, dma);
                 signal = false;
             }
             if pending.enable {
-                self.enable(shared);
+                self.enable(shared, dma);
             }
             if pending.shutdown {
                 shut_down(shared);
@@ -84,12 +94,26 @@ impl Core {
         *lock(&shared.features) = Features::new(shared.config.io_queues);
     }
 
+    fn subsystem_reset(&mut self, shared: &Shared, dma: &Dma) {
+        self.disable(shared);
+        {
+            let mut registers = lock(&shared.registers);
+            registers.reset_all();
+            registers.csts.set_nssro(true);
+            shared.set_windows(&mut registers);
+        }
+        if let Some(pmr) = &shared.pmr {
+            pmr.settle(Some(&dma.port));
+        }
+        shared.update_intx(&dma.port);
+    }
+
     fn leave_reset(&mut self, shared: &Shared, dma: &Dma) {
         shared.update_intx(&dma.port);
         lock(&shared.registers).controller_reset();
     }
 
-    fn enable(&mut self, shared: &Shared) {
+    fn enable(&mut self, shared: &Shared, dma: &Dma) {
         let mut registers = lock(&shared.registers);
         if let Some(why) = registers.bad_configuration() {
             if shared.mistakes.is_worth_a_line() {
@@ -100,8 +124,14 @@ impl Core {
         }
         let aqa = registers.aqa();
         let (sq_entries, cq_entries) = (u32::from(aqa.asqs_z()) + 1, u32::from(aqa.acqs_z()) + 1);
-        let fits = |base: u64, bytes: u32| base.checked_add(bytes.into()).is_some();
-        if !fits(registers.asq, sq_entries * 64) || !fits(registers.acq, cq_entries * 16) {
+        // No command can be given a status yet.
+        let fits = |address: u64, entries: u32, entry: u32, in_cmb: bool| {
+            let length = u64::from(entries * entry);
+            let range = DmaRange { address, length };
+            address.checked_add(length).is_some() && dma.check_queue(range, in_cmb).is_ok()
+        };
+        let (sqs, cqs) = shared.config.cmb.map_or((false, false), |c| (c.sqs, c.cqs));
+        if !fits(registers.asq, sq_entries, 64, sqs) || !fits(registers.acq, cq_entries, 16, cqs) {
             registers.csts.set_cfs(true);
             return;
         }
@@ -159,6 +189,7 @@ impl Core {
                 return false;
             }
         };
+        let dma = &dma.of_queue(sq);
         let mut transfer = Transfer::default();
         let outcome = admin::execute(self, shared, dma, &command, &mut transfer);
         let (result, error) = match outcome {
@@ -193,7 +224,7 @@ impl Core {
         sq: &Arc<SubmissionQueue>,
     ) -> io::Result<()> {
         let thread = Builder::new().name(format!("nvme-sq{}", sq.id)).spawn({
-            let (shared, dma, sq) = (Arc::clone(shared), dma.clone(), Arc::clone(sq));
+            let (shared, dma, sq) = (Arc::clone(shared), dma.of_queue(sq), Arc::clone(sq));
             move || worker::run(&shared, &dma, &sq)
         })?;
         self.workers.insert(
