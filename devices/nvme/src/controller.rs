@@ -94,6 +94,8 @@ impl Shared {
             tracing::warn!(why, "controller fatal status");
         }
         lock(&self.registers).csts.set_cfs(true);
+        // None of the queues goes on as if nothing had happened.
+        read(&self.queues).stop_submissions();
     }
 
     /// Counts a command and keeps its error, if any; returns the status to complete it with.
@@ -268,6 +270,19 @@ impl NvmeController {
     /// fills and compares disks without the guest's help.
     pub fn namespace_file(&self, nsid: u32) -> Option<Arc<std::fs::File>> {
         Some(Arc::clone(&self.shared.namespaces.get(nsid)?.file))
+    }
+
+    /// Cuts the power and brings it back, at any moment: nothing more is completed when this returns, and the
+    /// controller is as after power on. Flushed data and the PMR's are there, the CMB is empty. The function's
+    /// config space is the bus's to reset (`Function::reset`): a whole machine that loses power does both.
+    pub fn power_cut(&self) {
+        let port = self.port();
+        {
+            let mut registers = lock(&self.shared.registers);
+            registers.reset_all();
+            self.shared.set_windows(&mut registers);
+        }
+        lock(&self.core).power_cut(&self.shared, port.as_ref());
     }
 
     fn port(&self) -> Option<Port> {

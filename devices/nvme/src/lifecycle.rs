@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
 
-use p2plab_pcie::DmaRange;
+use p2plab_pcie::{DmaRange, Port};
 use zerocopy::little_endian::U16;
 
 use crate::admin::{self, Outcome};
@@ -25,7 +25,23 @@ use crate::worker;
 
 struct Worker {
     sq: Arc<SubmissionQueue>,
-    thread: JoinHandle<()>,
+    /// None once it was stopped by a shutdown.
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Ends workers: tells all, then waits for the commands that they execute.
+fn stop<'a>(workers: impl IntoIterator<Item = &'a mut Worker>) {
+    let workers: Vec<_> = workers.into_iter().collect();
+    for worker in &workers {
+        worker.sq.stop.store(true, Ordering::Release);
+        worker.sq.wake.notify();
+    }
+    for worker in workers {
+        if let Some(thread) = worker.thread.take() {
+            // A worker that panicked has said so; the controller goes on without it.
+            let _ = thread.join();
+        }
+    }
 }
 
 /// What only the controller's thread, or a reset, touches.
@@ -43,8 +59,13 @@ impl Core {
         let mut signal = false;
         loop {
             let pending = std::mem::take(&mut lock(&shared.registers).pending);
+            if pending.power_cut {
+                self.power_cut(shared, Some(&dma.port));
+                signal = false;
+                continue;
+            }
             if pending.subsystem_reset {
-                self.subsystem_reset(shared, dma);
+                self.start_over(shared, Some(&dma.port), true);
                 signal = false;
                 continue;
             }
@@ -62,7 +83,7 @@ impl Core {
                 self.enable(shared, dma);
             }
             if pending.shutdown {
-                shut_down(shared);
+                self.shut_down(shared);
             }
             match self.admin.clone() {
                 Some(sq) if self.step(shared, dma, &sq) => signal = true,
@@ -80,32 +101,40 @@ impl Core {
     /// Stops and deletes all queues. Returns when nothing is in flight.
     pub(crate) fn disable(&mut self, shared: &Shared) {
         write(&shared.queues).clear();
-        for worker in self.workers.values() {
-            worker.sq.stop.store(true, Ordering::Release);
-            worker.sq.wake.notify();
-        }
-        for (_, worker) in self.workers.drain() {
-            // A worker that panicked has said so; the controller goes on without it.
-            let _ = worker.thread.join();
-        }
+        stop(self.workers.values_mut());
+        self.workers.clear();
         self.admin = None;
         self.aborted.clear();
         *lock(&shared.events) = Default::default();
         *lock(&shared.features) = Features::new(shared.config.io_queues);
     }
 
-    fn subsystem_reset(&mut self, shared: &Shared, dma: &Dma) {
+    /// Brings everything to the state after power on. Registers change when nothing is in flight any more: until
+    /// then a host finds the controller ready.
+    fn start_over(&mut self, shared: &Shared, port: Option<&Port>, nssro: bool) {
         self.disable(shared);
         {
             let mut registers = lock(&shared.registers);
             registers.reset_all();
-            registers.csts.set_nssro(true);
+            registers.csts.set_nssro(nssro);
             shared.set_windows(&mut registers);
         }
         if let Some(pmr) = &shared.pmr {
-            pmr.settle(Some(&dma.port));
+            pmr.settle(port);
         }
-        shared.update_intx(&dma.port);
+        if let Some(port) = port {
+            shared.update_intx(port);
+        }
+    }
+
+    /// The power fails and comes back. What was flushed is there. So is what was not: the namespaces' files have
+    /// every write at once, and whether the host's page cache loses it is the host's affair. The CMB has nothing
+    /// to keep it.
+    pub(crate) fn power_cut(&mut self, shared: &Shared, port: Option<&Port>) {
+        self.start_over(shared, port, false);
+        if let Some(Err(error)) = shared.cmb.as_ref().map(|cmb| cmb.memory.clear()) {
+            tracing::error!(%error, "the CMB keeps its content over the power cut");
+        }
     }
 
     fn leave_reset(&mut self, shared: &Shared, dma: &Dma) {
@@ -144,7 +173,8 @@ impl Core {
         let mut queues = write(&shared.queues);
         queues.set_cq(0, Some(cq));
         queues.set_sq(0, Some(sq));
-        registers.csts = Csts::new().with_rdy(true);
+        let nssro = registers.csts.nssro();
+        registers.csts = Csts::new().with_rdy(true).with_nssro(nssro);
     }
 
     /// Executes one admin command or completes one held request; `false` if there is nothing to do.
@@ -231,7 +261,7 @@ impl Core {
             sq.id,
             Worker {
                 sq: Arc::clone(sq),
-                thread,
+                thread: Some(thread),
             },
         );
         Ok(())
@@ -239,11 +269,26 @@ impl Core {
 
     /// Stops the worker of queue `qid` and waits for the command that it executes.
     pub(crate) fn stop_worker(&mut self, qid: u16) {
-        if let Some(worker) = self.workers.remove(&qid) {
-            worker.sq.stop.store(true, Ordering::Release);
-            worker.sq.wake.notify();
-            let _ = worker.thread.join();
+        if let Some(mut worker) = self.workers.remove(&qid) {
+            stop([&mut worker]);
             worker.sq.cq.detach(qid);
+        }
+    }
+
+    /// Shutdown processing (Base 3.6): everything acknowledged reaches the medium. First the workers end, so that
+    /// nothing is acknowledged afterwards; a reset brings the controller back. The admin queue stays in service.
+    /// An abrupt shutdown does the same: flushing is all that takes time, and it saves data.
+    fn shut_down(&mut self, shared: &Shared) {
+        stop(self.workers.values_mut());
+        for ns in shared.namespaces.all() {
+            if let Err(error) = ns.flush() {
+                tracing::error!(%error, nsid = ns.nsid, "flush at shutdown");
+            }
+        }
+        let mut registers = lock(&shared.registers);
+        // A reset in between has cleared the request.
+        if registers.cc.shn() != 0 {
+            registers.csts.set_shst(shst::COMPLETE);
         }
     }
 
@@ -265,18 +310,4 @@ fn post(
     posted
         .map_err(|error| shared.fatal(&format!("admin completion queue: {error}")))
         .is_ok()
-}
-
-/// Shutdown processing (Base 3.6): everything acknowledged reaches the medium.
-fn shut_down(shared: &Shared) {
-    for ns in shared.namespaces.all() {
-        if let Err(error) = ns.flush() {
-            tracing::error!(%error, nsid = ns.nsid, "flush at shutdown");
-        }
-    }
-    let mut registers = lock(&shared.registers);
-    // A reset in between has cleared the request.
-    if registers.cc.shn() != 0 {
-        registers.csts.set_shst(shst::COMPLETE);
-    }
 }

@@ -12,6 +12,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use p2plab_nvme::spec::command::{
@@ -527,4 +528,13 @@ pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
                 >> (8 * (i % 8))) as u8
         })
         .collect()
+}
+
+/// Ends a test's threads however the test ends: a panic must not wait for them forever.
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
