@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use p2plab_pcie::CpuAccess;
 
+use crate::faults::Fault;
+
 /// Most I/O queue pairs: the MSI-X table of that many vectors and one fills its page of BAR 0.
 pub const MAX_IO_QUEUES: u16 = 255;
 
@@ -24,6 +26,8 @@ pub struct NvmeConfig {
     pub cmb: Option<CmbConfig>,
     /// Persistent Memory Region, if any.
     pub pmr: Option<PmrConfig>,
+    /// Faults from the start; [`NvmeController::faults`](crate::NvmeController::faults) adds and removes more.
+    pub faults: Vec<Fault>,
     /// Whether the function has MSI-X; it always has INTx.
     pub msix: bool,
     /// Largest data transfer of a command in bytes: a power of two, 4 KiB to 128 MiB.
@@ -40,6 +44,7 @@ impl NvmeConfig {
             io_queues: 16,
             cmb: None,
             pmr: None,
+            faults: Vec::new(),
             msix: true,
             max_transfer: 4 << 20,
         }

@@ -18,6 +18,7 @@ use crate::config::{CmbScheme, MAX_IO_QUEUES, NvmeConfig, NvmeError};
 use crate::counters::{Counters, Mistakes, add};
 use crate::dma::Dma;
 use crate::events::{AsyncEvents, ErrorLog, Event};
+use crate::faults::Faults;
 use crate::features::Features;
 use crate::identify::{DEVICE_ID, VENDOR_ID, eui64};
 use crate::lifecycle::Core;
@@ -52,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) mistakes: Mistakes,
     pub(crate) trace: Trace,
+    pub(crate) faults: Faults,
     /// Wakes the controller's thread.
     pub(crate) wake: Arc<Wake>,
     /// The controller's thread is to end.
@@ -93,9 +95,20 @@ impl Shared {
         if self.mistakes.is_worth_a_line() {
             tracing::warn!(why, "controller fatal status");
         }
-        lock(&self.registers).csts.set_cfs(true);
-        // None of the queues goes on as if nothing had happened.
+        // First, so that no queue goes on as if nothing had happened when the host knows.
         read(&self.queues).stop_submissions();
+        lock(&self.registers).csts.set_cfs(true);
+    }
+
+    /// Whether what `sq` executes is not to be finished: a reset or the end of the controller waits for it.
+    pub(crate) fn is_ending(&self, sq: &SubmissionQueue) -> bool {
+        let admin_ends = || {
+            let registers = lock(&self.registers);
+            let pending = registers.pending;
+            let reset = pending.reset || pending.subsystem_reset || pending.power_cut;
+            reset || !registers.csts.rdy() || self.exit.load(Ordering::Acquire)
+        };
+        sq.stop.load(Ordering::Acquire) || (sq.id == 0 && admin_ends())
     }
 
     /// Counts a command and keeps its error, if any; returns the status to complete it with.
@@ -235,6 +248,7 @@ impl NvmeController {
             counters: Counters::new(),
             mistakes: Mistakes::default(),
             trace: Trace::default(),
+            faults: Faults::new(config.faults.clone()),
             wake: Arc::default(),
             exit: AtomicBool::new(false),
             intx: Mutex::new(false),
@@ -270,6 +284,11 @@ impl NvmeController {
     /// fills and compares disks without the guest's help.
     pub fn namespace_file(&self, nsid: u32) -> Option<Arc<std::fs::File>> {
         Some(Arc::clone(&self.shared.namespaces.get(nsid)?.file))
+    }
+
+    /// The faults that its commands meet.
+    pub fn faults(&self) -> &Faults {
+        &self.shared.faults
     }
 
     /// Cuts the power and brings it back, at any moment: nothing more is completed when this returns, and the
@@ -460,6 +479,7 @@ impl Endpoint for NvmeController {
         dump["serial"] = shared.config.serial.clone().into();
         dump["queues"] = read(&shared.queues).dump();
         dump["counters"] = shared.counters.dump();
+        dump["faults"] = shared.faults.dump();
         dump["namespaces"] = shared
             .namespaces
             .all()

@@ -15,6 +15,7 @@ use zerocopy::little_endian::U16;
 use crate::admin::{self, Outcome};
 use crate::controller::Shared;
 use crate::dma::Dma;
+use crate::faults;
 use crate::features::Features;
 use crate::locks::{lock, write};
 use crate::queue::{CompletionQueue, Permit, Reply, SubmissionQueue};
@@ -51,22 +52,21 @@ pub(crate) struct Core {
     workers: HashMap<u16, Worker>,
     /// A held Asynchronous Event Request that was aborted and waits for its completion.
     aborted: Vec<U16>,
+    /// Completions on the admin queue wait for their interrupt.
+    signal: bool,
 }
 
 impl Core {
     /// Does all that is to do, until there is nothing.
     pub(crate) fn service(&mut self, shared: &Arc<Shared>, dma: &Dma) {
-        let mut signal = false;
         loop {
             let pending = std::mem::take(&mut lock(&shared.registers).pending);
             if pending.power_cut {
                 self.power_cut(shared, Some(&dma.port));
-                signal = false;
                 continue;
             }
             if pending.subsystem_reset {
                 self.start_over(shared, Some(&dma.port), true);
-                signal = false;
                 continue;
             }
             if pending.pmr_disable
@@ -77,7 +77,6 @@ impl Core {
             if pending.reset {
                 self.disable(shared);
                 self.leave_reset(shared, dma);
-                signal = false;
             }
             if pending.enable {
                 self.enable(shared, dma);
@@ -86,9 +85,9 @@ impl Core {
                 self.shut_down(shared);
             }
             match self.admin.clone() {
-                Some(sq) if self.step(shared, dma, &sq) => signal = true,
+                Some(sq) if self.step(shared, dma, &sq) => {}
                 Some(sq) => {
-                    if signal {
+                    if std::mem::take(&mut self.signal) {
                         shared.interrupt(dma, &sq.cq);
                     }
                     return;
@@ -105,6 +104,7 @@ impl Core {
         self.workers.clear();
         self.admin = None;
         self.aborted.clear();
+        self.signal = false;
         *lock(&shared.events) = Default::default();
         *lock(&shared.features) = Features::new(shared.config.io_queues);
     }
@@ -198,6 +198,7 @@ impl Core {
                 result,
                 status,
             };
+            self.signal = true;
             return post(shared, dma, sq, permit, reply, |_| {});
         }
         // The lock must not last into the post: doorbell writes take it, too.
@@ -209,6 +210,7 @@ impl Core {
                 result,
                 status,
             };
+            self.signal = true;
             return post(shared, dma, sq, permit, reply, |_| {});
         }
         let fetch = sq.next_entry();
@@ -221,7 +223,17 @@ impl Core {
         };
         let dma = &dma.of_queue(sq);
         let mut transfer = Transfer::default();
-        let outcome = admin::execute(self, shared, dma, &command, &mut transfer);
+        let fault = faults::meet(shared, sq, &command);
+        let outcome = match fault.status {
+            None if fault.execute => admin::execute(self, shared, dma, &command, &mut transfer),
+            // Without a status nothing is completed.
+            status => Err(status.unwrap_or(Status::INTERNAL_ERROR)),
+        };
+        if !fault.complete {
+            let log = &shared.trace;
+            log.record(dma, 0, &command, fetch, &transfer, None);
+            return true;
+        }
         let (result, error) = match outcome {
             Ok(Outcome::Done(result)) => (result, None),
             Ok(Outcome::Held) => {
@@ -239,6 +251,7 @@ impl Core {
             result,
             status,
         };
+        self.signal |= fault.interrupt;
         post(shared, dma, sq, permit, reply, |slot| {
             shared
                 .trace
