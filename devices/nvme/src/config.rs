@@ -1,8 +1,11 @@
 //! What a user chooses about a controller, and the sentences that refuse a bad choice.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use p2plab_pcie::CpuAccess;
+
+use crate::faults::Fault;
 
 /// Most I/O queue pairs: the MSI-X table of that many vectors and one fills its page of BAR 0.
 pub const MAX_IO_QUEUES: u16 = 255;
@@ -21,6 +24,10 @@ pub struct NvmeConfig {
     pub io_queues: u16,
     /// Controller Memory Buffer, if any.
     pub cmb: Option<CmbConfig>,
+    /// Persistent Memory Region, if any.
+    pub pmr: Option<PmrConfig>,
+    /// Faults from the start; [`NvmeController::faults`](crate::NvmeController::faults) adds and removes more.
+    pub faults: Vec<Fault>,
     /// Whether the function has MSI-X; it always has INTx.
     pub msix: bool,
     /// Largest data transfer of a command in bytes: a power of two, 4 KiB to 128 MiB.
@@ -36,6 +43,8 @@ impl NvmeConfig {
             namespaces: Vec::new(),
             io_queues: 16,
             cmb: None,
+            pmr: None,
+            faults: Vec::new(),
             msix: true,
             max_transfer: 4 << 20,
         }
@@ -96,15 +105,139 @@ pub enum Backing {
     },
 }
 
-/// A Controller Memory Buffer, in BAR 4.
+/// How a host finds and addresses the CMB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CmbScheme {
+    /// NVMe 1.4 and later: CAP.CMBS; CMBLOC and CMBSZ show themselves after CMBMSC.CRE, and commands address the CMB
+    /// from CMBMSC.CBA on.
+    #[default]
+    V1_4,
+    /// NVMe 1.2 and 1.3: no CMBMSC; CMBLOC and CMBSZ are always there, and commands address the CMB by its BAR's
+    /// bus addresses. The controller then says that it is of version 1.3.
+    V1_3,
+}
+
+/// A Controller Memory Buffer, in BAR 4. What is switched off is refused: Invalid Use of Controller Memory Buffer.
 #[derive(Clone, Copy, Debug)]
 pub struct CmbConfig {
     /// Size in bytes: a power of two, 4 KiB or more. Linux ignores one that is not a multiple of 2 MiB.
     pub size: u64,
+    /// Where it starts in its BAR (CMBLOC.OFST), in bytes. The BAR is as large as both need, a power of two.
+    pub offset: u64,
     /// How the guest's CPU reaches it.
     pub cpu_access: CpuAccess,
-    /// Whether submission queues may lie in it (CMBSZ.SQS).
+    /// How a host finds and addresses it.
+    pub scheme: CmbScheme,
+    /// Submission queues may lie in it (CMBSZ.SQS).
     pub sqs: bool,
+    /// Completion queues may (CMBSZ.CQS). The host's CPU then polls the BAR.
+    pub cqs: bool,
+    /// PRP lists and SGL segments may (CMBSZ.LISTS).
+    pub lists: bool,
+    /// Data from the controller may: that of reads (CMBSZ.RDS).
+    pub rds: bool,
+    /// Data to the controller may: that of writes (CMBSZ.WDS).
+    pub wds: bool,
+    /// Lists of one command may lie partly in it and partly outside (CMBLOC.CDPMLS). Not before 1.4.
+    pub cdpmls: bool,
+    /// Lists may lie in it although their command does not (CMBLOC.CDPCILS). Not before 1.4.
+    pub cdpcils: bool,
+}
+
+impl CmbConfig {
+    /// A CMB of `size` bytes for everything, which the CPU reaches by counted accesses.
+    pub fn new(size: u64) -> Self {
+        Self {
+            size,
+            offset: 0,
+            cpu_access: CpuAccess::Trapped,
+            scheme: CmbScheme::V1_4,
+            sqs: true,
+            cqs: true,
+            lists: true,
+            rds: true,
+            wds: true,
+            cdpmls: true,
+            cdpcils: true,
+        }
+    }
+
+    /// CMBLOC.CDPMLS and CMBLOC.CDPCILS as the host sees them.
+    pub(crate) fn list_rules(&self) -> (bool, bool) {
+        let known = self.scheme == CmbScheme::V1_4;
+        (known && self.cdpmls, known && self.cdpcils)
+    }
+}
+
+/// Where the bytes of a Persistent Memory Region are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PmrBacking {
+    /// In memory that lives as long as the controller.
+    Memory,
+    /// In a file, which outlives the process.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// Create the file, sparse, if it does not exist (and only then).
+        create: bool,
+    },
+}
+
+/// A Persistent Memory Region, in BAR 2.
+#[derive(Clone, Debug)]
+pub struct PmrConfig {
+    /// Size in bytes: a power of two, 4 KiB or more.
+    pub size: u64,
+    /// Where its bytes are.
+    pub backing: PmrBacking,
+    /// How the guest's CPU reaches it. A mapped region answers the CPU while PMRCTL.EN is clear, too.
+    pub cpu_access: CpuAccess,
+    /// Data from the controller may lie in it (PMRCAP.RDS).
+    pub rds: bool,
+    /// Data to the controller may lie in it (PMRCAP.WDS).
+    pub wds: bool,
+    /// Time from PMRCTL.EN to ready (PMRSTS.NRDY), at most 120 s.
+    pub ready_after: Duration,
+    /// PMREBS, in bytes; 0 says nothing of it.
+    pub elasticity_buffer: u64,
+    /// PMRSWTP, in bytes a second; 0 says nothing of it.
+    pub sustained_throughput: u64,
+}
+
+impl PmrConfig {
+    /// A region of `size` bytes in memory, ready at once, which the CPU reaches by counted accesses.
+    pub fn memory(size: u64) -> Self {
+        Self {
+            size,
+            backing: PmrBacking::Memory,
+            cpu_access: CpuAccess::Trapped,
+            rds: true,
+            wds: true,
+            ready_after: Duration::ZERO,
+            elasticity_buffer: 0,
+            sustained_throughput: 0,
+        }
+    }
+
+    /// The same in the first `size` bytes of an existing file.
+    pub fn file(path: impl Into<PathBuf>, size: u64) -> Self {
+        Self {
+            backing: PmrBacking::File {
+                path: path.into(),
+                create: false,
+            },
+            ..Self::memory(size)
+        }
+    }
+
+    /// Creates the file where there is none. Without a file this changes nothing.
+    #[must_use]
+    pub fn create(mut self) -> Self {
+        if let PmrBacking::File { create, .. } = &mut self.backing {
+            *create = true;
+        }
+        self
+    }
 }
 
 /// Why a controller cannot be made as configured.
@@ -141,16 +274,49 @@ pub enum NvmeError {
         /// What was given.
         given: u64,
     },
-    /// CMB size.
+    /// CMB size and offset.
     #[error(
-        "NVMe controller `{serial}`: CMB of {given} bytes; use a power of two from 4096 to 1 TiB, and for \
-         Linux a multiple of 2 MiB"
+        "NVMe controller `{serial}`: CMB of {size} bytes at offset {offset}; use a size that is a power of two from \
+         4096 to 1 TiB, for Linux a multiple of 2 MiB, and an offset that is a multiple of 4096 and less than 2^20 \
+         times the largest of 4 KiB, 64 KiB, 1 MiB... that divides both"
     )]
     BadCmbSize {
         /// Controller.
         serial: String,
+        /// Size asked for.
+        size: u64,
+        /// Offset asked for.
+        offset: u64,
+    },
+    /// A PMR beside a CMB of a version that has none.
+    #[error("NVMe controller `{serial}`: a PMR needs NVMe 1.4, and its CMB has the scheme of 1.3")]
+    PmrNeedsNewScheme {
+        /// Controller.
+        serial: String,
+    },
+    /// A property of the PMR.
+    #[error("NVMe controller `{serial}`: PMR with {what} {value}; use {rule}")]
+    BadPmr {
+        /// Controller.
+        serial: String,
+        /// Which.
+        what: &'static str,
         /// What was given.
-        given: u64,
+        value: String,
+        /// What is possible.
+        rule: &'static str,
+    },
+    /// The memory or file of the PMR.
+    #[error("NVMe controller `{serial}`: no PMR of {size} bytes in {place}: {source}")]
+    PmrBacking {
+        /// Controller.
+        serial: String,
+        /// Its size.
+        size: u64,
+        /// Memory, or which file.
+        place: String,
+        /// The host's reason.
+        source: std::io::Error,
     },
     /// Host memory for the CMB.
     #[error("NVMe controller `{serial}`: no memory for a CMB of {size} bytes: {source}")]

@@ -13,22 +13,24 @@ use p2plab_pcie::{
 };
 use serde_json::{Value, json};
 
-use crate::cmb::{CMB_BAR, Cmb};
-use crate::config::{MAX_IO_QUEUES, NvmeConfig, NvmeError};
+use crate::cmb::Cmb;
+use crate::config::{CmbScheme, MAX_IO_QUEUES, NvmeConfig, NvmeError};
 use crate::counters::{Counters, Mistakes, add};
 use crate::dma::Dma;
 use crate::events::{AsyncEvents, ErrorLog, Event};
+use crate::faults::Faults;
 use crate::features::Features;
 use crate::identify::{DEVICE_ID, VENDOR_ID, eui64};
 use crate::lifecycle::Core;
 use crate::locks::{lock, read};
 use crate::namespace::Namespace;
 use crate::namespaces::Namespaces;
+use crate::pmr::Pmr;
 use crate::queue::{CompletionQueue, SubmissionQueue, Wake};
 use crate::queue_table::QueueTable;
 use crate::regs::Registers;
 use crate::spec::command::Command;
-use crate::spec::registers::offset::DOORBELLS;
+use crate::spec::registers::offset::{DOORBELLS, PMRSTS};
 use crate::spec::status::Status;
 use crate::trace::Trace;
 
@@ -42,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) config: NvmeConfig,
     pub(crate) namespaces: Namespaces,
     pub(crate) cmb: Option<Arc<Cmb>>,
+    pub(crate) pmr: Option<Arc<Pmr>>,
     pub(crate) registers: Mutex<Registers>,
     pub(crate) queues: RwLock<QueueTable>,
     pub(crate) features: Mutex<Features>,
@@ -50,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) mistakes: Mistakes,
     pub(crate) trace: Trace,
+    pub(crate) faults: Faults,
     /// Wakes the controller's thread.
     pub(crate) wake: Arc<Wake>,
     /// The controller's thread is to end.
@@ -91,7 +95,20 @@ impl Shared {
         if self.mistakes.is_worth_a_line() {
             tracing::warn!(why, "controller fatal status");
         }
+        // First, so that no queue goes on as if nothing had happened when the host knows.
+        read(&self.queues).stop_submissions();
         lock(&self.registers).csts.set_cfs(true);
+    }
+
+    /// Whether what `sq` executes is not to be finished: a reset or the end of the controller waits for it.
+    pub(crate) fn is_ending(&self, sq: &SubmissionQueue) -> bool {
+        let admin_ends = || {
+            let registers = lock(&self.registers);
+            let pending = registers.pending;
+            let reset = pending.reset || pending.subsystem_reset || pending.power_cut;
+            reset || !registers.csts.rdy() || self.exit.load(Ordering::Acquire)
+        };
+        sq.stop.load(Ordering::Acquire) || (sq.id == 0 && admin_ends())
     }
 
     /// Counts a command and keeps its error, if any; returns the status to complete it with.
@@ -150,14 +167,37 @@ impl Shared {
         }
     }
 
+    /// Lets the windows follow CMBMSC and PMRMSC.
+    pub(crate) fn set_windows(&self, registers: &mut Registers) {
+        let pmr = self.pmr.as_deref();
+        if let Some(cmb) = &self.cmb {
+            let valid = cmb.set_window(registers.cmbmsc, pmr.map(|pmr| &pmr.window));
+            registers.cmb_base_invalid = !valid;
+        }
+        if let Some(pmr) = pmr {
+            let cmb = self.cmb.as_ref().map(|cmb| &cmb.window);
+            registers.pmr_base_invalid = !pmr.set_window(registers.pmrmsc, cmb);
+        }
+    }
+
+    /// Reads registers. A read that touches PMRSTS is a write barrier, for which nobody else waits.
+    fn read_registers(&self, offset: u64, data: &mut [u8]) {
+        let end = offset.saturating_add(data.len() as u64);
+        if let Some(pmr) = &self.pmr
+            && offset < PMRSTS + 4
+            && end > PMRSTS
+        {
+            pmr.barrier();
+        }
+        lock(&self.registers).read(offset, data);
+    }
+
     fn write_registers(&self, port: Option<&Port>, offset: u64, data: &[u8]) {
         let effect = {
             let mut registers = lock(&self.registers);
             let effect = registers.write(offset, data);
-            if effect.cmb
-                && let Some(cmb) = &self.cmb
-            {
-                registers.cmb_base_invalid = !cmb.set_window(registers.cmbmsc);
+            if effect.windows {
+                self.set_windows(&mut registers);
             }
             effect
         };
@@ -195,19 +235,12 @@ impl NvmeController {
             .map(open)
             .collect::<Result<Vec<_>, _>>()?;
         let namespaces = Namespaces::new(namespaces);
-        let cmb = config.cmb.map(|cmb| {
-            let memory = BarMemory::anonymous("nvme-cmb", cmb.size).map_err(|source| {
-                NvmeError::CmbMemory {
-                    serial: config.serial.clone(),
-                    size: cmb.size,
-                    source,
-                }
-            })?;
-            Ok(Arc::new(Cmb::new(Arc::new(memory), cmb)))
-        });
-        let cmb = cmb.transpose()?;
+        let cmb = config.cmb.map(|cmb| Cmb::open(&config.serial, cmb));
+        let cmb = cmb.transpose()?.map(Arc::new);
+        let pmr = config.pmr.clone().map(|pmr| Pmr::open(&config.serial, pmr));
+        let pmr = pmr.transpose()?.map(Arc::new);
         let shared = Shared {
-            registers: Mutex::new(Registers::new(config.cmb)),
+            registers: Mutex::new(Registers::new(config.cmb, pmr.clone())),
             queues: RwLock::new(QueueTable::new(config.io_queues)),
             features: Mutex::new(Features::new(config.io_queues)),
             events: Mutex::default(),
@@ -215,11 +248,13 @@ impl NvmeController {
             counters: Counters::new(),
             mistakes: Mistakes::default(),
             trace: Trace::default(),
+            faults: Faults::new(config.faults.clone()),
             wake: Arc::default(),
             exit: AtomicBool::new(false),
             intx: Mutex::new(false),
             namespaces,
             cmb,
+            pmr,
             config,
         };
         Ok(Self {
@@ -240,10 +275,33 @@ impl NvmeController {
         self.shared.cmb.as_ref().map(|cmb| &cmb.memory)
     }
 
+    /// The memory of the PMR, if there is one. It answers while the guest has it enabled.
+    pub fn pmr(&self) -> Option<&Arc<BarMemory>> {
+        self.shared.pmr.as_ref().map(|pmr| &pmr.memory)
+    }
+
     /// The file with the blocks of namespace `nsid` (counted from 1), memory-backed or not: for a host that
     /// fills and compares disks without the guest's help.
     pub fn namespace_file(&self, nsid: u32) -> Option<Arc<std::fs::File>> {
         Some(Arc::clone(&self.shared.namespaces.get(nsid)?.file))
+    }
+
+    /// The faults that its commands meet.
+    pub fn faults(&self) -> &Faults {
+        &self.shared.faults
+    }
+
+    /// Cuts the power and brings it back, at any moment: nothing more is completed when this returns, and the
+    /// controller is as after power on. Flushed data and the PMR's are there, the CMB is empty. The function's
+    /// config space is the bus's to reset (`Function::reset`): a whole machine that loses power does both.
+    pub fn power_cut(&self) {
+        let port = self.port();
+        {
+            let mut registers = lock(&self.shared.registers);
+            registers.reset_all();
+            self.shared.set_windows(&mut registers);
+        }
+        lock(&self.core).power_cut(&self.shared, port.as_ref());
     }
 
     fn port(&self) -> Option<Port> {
@@ -268,6 +326,22 @@ impl Drop for NvmeController {
     }
 }
 
+/// A 64-bit prefetchable BAR of all of `memory`.
+pub(crate) fn memory_bar(
+    index: u8,
+    memory: &Arc<BarMemory>,
+    cpu_access: CpuAccess,
+) -> BarDeclaration {
+    BarDeclaration {
+        index,
+        size: memory.size(),
+        is_64bit: true,
+        prefetchable: true,
+        cpu_access,
+        backing: BarBacking::Memory(Arc::clone(memory)),
+    }
+}
+
 impl Endpoint for NvmeController {
     fn declaration(&self) -> Declaration {
         let registers = BarDeclaration {
@@ -278,14 +352,8 @@ impl Endpoint for NvmeController {
             cpu_access: CpuAccess::Trapped,
             backing: BarBacking::Registers,
         };
-        let cmb = self.shared.cmb.as_ref().map(|cmb| BarDeclaration {
-            index: CMB_BAR,
-            size: cmb.config.size,
-            is_64bit: true,
-            prefetchable: true,
-            cpu_access: cmb.config.cpu_access,
-            backing: BarBacking::Memory(Arc::clone(&cmb.memory)),
-        });
+        let cmb = self.shared.cmb.as_ref().map(|cmb| cmb.declaration());
+        let pmr = self.shared.pmr.as_ref().map(|pmr| pmr.declaration());
         Declaration {
             identity: Identity {
                 vendor_id: VENDOR_ID,
@@ -296,7 +364,7 @@ impl Endpoint for NvmeController {
                 class_code: 0x01_0802,
                 serial_number: Some(eui64(&self.shared.config.serial, 0)),
             },
-            bars: std::iter::once(registers).chain(cmb).collect(),
+            bars: std::iter::once(registers).chain(pmr).chain(cmb).collect(),
             msix: self.shared.config.msix.then_some(MsixDeclaration {
                 vectors: self.shared.config.io_queues + 1,
                 bar: REGISTERS_BAR,
@@ -310,10 +378,16 @@ impl Endpoint for NvmeController {
     fn attach(&self, port: Port) {
         // Plugged in again after it was detached: `stop` left no thread, and a power cycle lies between.
         self.shared.exit.store(false, Ordering::Release);
-        lock(&self.shared.registers).reset_all();
+        {
+            let mut registers = lock(&self.shared.registers);
+            registers.reset_all();
+            self.shared.set_windows(&mut registers);
+        }
         let dma = Dma {
             port: port.clone(),
             cmb: self.shared.cmb.clone(),
+            pmr: self.shared.pmr.clone(),
+            commands_inside: false,
         };
         let (shared, core) = (Arc::clone(&self.shared), Arc::clone(&self.core));
         let thread = Builder::new().name("nvme-admin".into()).spawn(move || {
@@ -336,7 +410,7 @@ impl Endpoint for NvmeController {
     fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if bar == REGISTERS_BAR && offset < DOORBELLS {
-            lock(&self.shared.registers).read(offset, data);
+            self.shared.read_registers(offset, data);
         }
     }
 
@@ -365,12 +439,20 @@ impl Endpoint for NvmeController {
 
     fn reset(&self, kind: ResetKind) {
         tracing::debug!(?kind, "reset");
+        let reset = || {
+            let mut registers = lock(&self.shared.registers);
+            match kind {
+                ResetKind::FunctionLevel => registers.function_reset(),
+                ResetKind::Conventional | ResetKind::ConnectionLost => registers.reset_all(),
+            }
+            self.shared.set_windows(&mut registers);
+        };
         // First, so that the controller's thread finds nothing more to start.
-        lock(&self.shared.registers).reset_all();
+        reset();
         lock(&self.core).disable(&self.shared);
-        lock(&self.shared.registers).reset_all();
-        if let Some(cmb) = &self.shared.cmb {
-            cmb.set_window(Default::default());
+        reset();
+        if let Some(pmr) = &self.shared.pmr {
+            pmr.settle(self.port().as_ref());
         }
         if let Some(port) = self.port() {
             self.shared.update_intx(&port);
@@ -397,6 +479,7 @@ impl Endpoint for NvmeController {
         dump["serial"] = shared.config.serial.clone().into();
         dump["queues"] = read(&shared.queues).dump();
         dump["counters"] = shared.counters.dump();
+        dump["faults"] = shared.faults.dump();
         dump["namespaces"] = shared
             .namespaces
             .all()
@@ -429,20 +512,16 @@ fn check(config: &NvmeConfig) -> Result<(), NvmeError> {
             given: config.io_queues,
         });
     }
-    let (transfer, cmb) = (config.max_transfer, config.cmb.map(|cmb| cmb.size));
+    let transfer = config.max_transfer;
     if !transfer.is_power_of_two() || !(4096..=128 << 20).contains(&transfer) {
         return Err(NvmeError::BadMaxTransfer {
             serial: serial(),
             given: transfer,
         });
     }
-    if let Some(given) = cmb
-        && (!given.is_power_of_two() || !(4096..=1 << 40).contains(&given))
-    {
-        return Err(NvmeError::BadCmbSize {
-            serial: serial(),
-            given,
-        });
+    let old = config.cmb.is_some_and(|cmb| cmb.scheme == CmbScheme::V1_3);
+    if old && config.pmr.is_some() {
+        return Err(NvmeError::PmrNeedsNewScheme { serial: serial() });
     }
     if config.namespaces.len() > 256 {
         let given = config.namespaces.len();

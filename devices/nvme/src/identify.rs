@@ -9,7 +9,7 @@ use crate::config::NvmeConfig;
 use crate::events::{AERL_Z, ELPE_Z};
 use crate::features::WARNING_TEMPERATURE;
 use crate::namespace::Namespace;
-use crate::regs::VERSION;
+use crate::regs::version;
 use crate::spec::PAGE_SIZE;
 use crate::spec::command::{NSID_ALL, cns};
 use crate::spec::identify::{
@@ -97,7 +97,7 @@ fn controller(config: &NvmeConfig, namespaces: &[Arc<Namespace>]) -> IdentifyCon
     text(&mut id.fr, FIRMWARE);
     // The transfer size is a power of two of at least a page.
     id.mdts = u8::try_from((config.max_transfer / PAGE_SIZE).trailing_zeros()).unwrap_or(0);
-    id.ver = U32::new(VERSION);
+    id.ver = U32::new(version(config.cmb.as_ref()));
     id.cntrltype = 1;
     id.acl_z = 3;
     id.aerl_z = AERL_Z;

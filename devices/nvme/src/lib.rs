@@ -1,7 +1,7 @@
 //! An NVM Express controller: NVM Express Base 2.0, NVM Command Set 1.0, PCIe transport.
 //!
-//! It is what the stock Linux nvme driver needs for a fully working disk, with a Controller Memory Buffer
-//! that peers reach over PCI Express.
+//! It is what the stock Linux nvme driver needs for a fully working disk, with a Controller Memory Buffer and a
+//! Persistent Memory Region that peers reach over PCI Express.
 //!
 //! # Parts, in the order in which a command meets them
 //!
@@ -12,8 +12,9 @@
 //! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
 //!   is fetched.
 //! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks.
-//! - `prp`, `sgl`: from a command to the memory of its data, a `transfer`. `dma`, `cmb`: to that memory, through
-//!   the port or inside the controller's own CMB.
+//! - `prp`, `sgl`: from a command to the memory of its data, a `transfer`. `dma`: to that memory, through the
+//!   port or, by a `window`, inside the controller's own `cmb` or `pmr`.
+//! - `faults`: what a test has ordered to go wrong.
 //! - `trace`, `counters`: what tests and people read.
 //!
 //! # How mistakes look to a guest
@@ -21,13 +22,14 @@
 //! - A register access of a bad shape is ignored (reads give what is there) and logged.
 //! - A bad doorbell write is ignored, logged in the Error Information page, and an asynchronous event.
 //! - A bad command gets its status and an entry in the Error Information page.
-//! - A queue whose memory cannot be reached sets CSTS.CFS; a controller reset recovers.
+//! - A queue whose memory cannot be reached sets CSTS.CFS, and all queues stop; a controller reset recovers.
 //!
 //! # Not implemented
 //!
 //! SGLs for metadata or with keys and offsets, metadata and protection information, fused commands, Compare, Copy, Verify, Write Uncorrectable,
-//! reservations, Format NVM, namespace management, sanitize, firmware update, directives, the Persistent Memory
-//! Region, completion queues in the CMB, shadow doorbells, subsystem reset, weighted round robin, discontiguous
+//! reservations, Format NVM, namespace management, sanitize, firmware update, directives,
+//! data that is partly in the CMB, the loss of what a write cache holds (a power cut keeps every write that the host's
+//! kernel keeps), the loss of the link in an NVM Subsystem Reset, shadow doorbells, weighted round robin, discontiguous
 //! queues, page sizes other than 4 KiB, interrupt coalescing (stored, not acted on), asynchronous events other than
 //! bad doorbells, command sets other than NVM. A worker executes one command at a time.
 
@@ -38,6 +40,7 @@ mod controller;
 mod counters;
 mod dma;
 mod events;
+mod faults;
 mod features;
 mod identify;
 mod io;
@@ -46,6 +49,7 @@ mod locks;
 mod logs;
 mod namespace;
 mod namespaces;
+mod pmr;
 mod prp;
 mod queue;
 mod queue_table;
@@ -54,8 +58,13 @@ mod sgl;
 pub mod spec;
 mod trace;
 mod transfer;
+mod window;
 mod worker;
 
-pub use config::{Backing, CmbConfig, MAX_IO_QUEUES, NamespaceConfig, NvmeConfig, NvmeError};
+pub use config::{
+    Backing, CmbConfig, CmbScheme, MAX_IO_QUEUES, NamespaceConfig, NvmeConfig, NvmeError,
+    PmrBacking, PmrConfig,
+};
 pub use controller::NvmeController;
+pub use faults::{Fault, FaultEffect, FaultId, Faults};
 pub use trace::{TRACE_CAPACITY, Trace, TraceEntry, TraceLog, TraceRange};

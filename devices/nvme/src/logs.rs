@@ -50,7 +50,8 @@ fn smart(shared: &Shared) -> Smart {
     let units = |bytes| [U64::new(get(bytes).div_ceil(512 * 1000)), U64::new(0)];
     let count = |counter| [U64::new(get(counter)), U64::new(0)];
     let mut smart = Smart::new_zeroed();
-    smart.critical_warning = u8::from(lock(&shared.features).temperature_warning()) << 1;
+    smart.critical_warning = u8::from(lock(&shared.features).temperature_warning()) << 1
+        | u8::from(shared.faults.read_only()) << 3;
     smart.temperature = U16::new(TEMPERATURE);
     smart.available_spare = 100;
     smart.available_spare_threshold = 10;

@@ -1,6 +1,7 @@
 //! Which queues exist.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
@@ -45,6 +46,14 @@ impl QueueTable {
     pub(crate) fn clear(&mut self) {
         self.sqs.fill(None);
         self.cqs.fill(None);
+    }
+
+    /// Ends the workers of all submission queues, without waiting for them.
+    pub(crate) fn stop_submissions(&self) {
+        for sq in self.sqs.iter().flatten() {
+            sq.stop.store(true, Ordering::Release);
+            sq.wake.notify();
+        }
     }
 
     pub(crate) fn has_io_queues(&self) -> bool {

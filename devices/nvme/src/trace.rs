@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use p2plab_pcie::DmaRange;
 
-use crate::cmb::Place;
 use crate::dma::Dma;
 use crate::locks::lock;
 use crate::spec::command::{Command, io};
@@ -22,7 +21,7 @@ pub struct TraceRange {
     pub address: u64,
     /// Length in bytes.
     pub length: u64,
-    /// In the controller's own CMB: no transaction left the controller.
+    /// In the controller's own CMB or PMR: no transaction left the controller.
     pub internal: bool,
 }
 
@@ -93,7 +92,7 @@ impl Trace {
         let mark = |range: &DmaRange| TraceRange {
             address: range.address,
             length: range.length,
-            internal: matches!(dma.place(*range), Place::Cmb(_)),
+            internal: dma.place(*range).is_inside(),
         };
         let blocks = match (queue, command.opcode) {
             (1.., io::READ | io::WRITE | io::WRITE_ZEROES) => (command.cdw12.get() & 0xffff) + 1,

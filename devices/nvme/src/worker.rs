@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::controller::Shared;
 use crate::dma::Dma;
+use crate::faults;
 use crate::io;
 use crate::locks::lock;
 use crate::queue::{Reply, SubmissionQueue};
@@ -44,13 +45,24 @@ pub(crate) fn run(shared: &Shared, dma: &Dma, sq: &SubmissionQueue) {
         };
         // A completion never waits behind a slow command.
         let waiting = unsignalled.is_some_and(|since| since.elapsed() >= BATCH_TIME);
-        if unsignalled.is_some() && (waiting || !is_quick(shared, &command)) {
+        if unsignalled.is_some()
+            && (waiting || shared.faults.is_armed() || !is_quick(shared, &command))
+        {
             shared.interrupt(dma, &sq.cq);
             unsignalled = None;
         }
         transfer.clear();
-        let result = io::execute(shared, dma, &command, &mut transfer);
-        let status = shared.account(sq.id, &command, result.err());
+        let fault = faults::meet(shared, sq, &command);
+        let error = match fault.status {
+            None if fault.execute => io::execute(shared, dma, &command, &mut transfer).err(),
+            status => status,
+        };
+        if !fault.complete {
+            let log = &shared.trace;
+            log.record(dma, sq.id, &command, fetch, &transfer, None);
+            continue;
+        }
+        let status = shared.account(sq.id, &command, error);
         let reply = Reply {
             cid: command.cid,
             result: 0,
@@ -66,7 +78,9 @@ pub(crate) fn run(shared: &Shared, dma: &Dma, sq: &SubmissionQueue) {
             shared.fatal(&format!("completion queue {}: {error}", sq.cq.id));
             break;
         }
-        unsignalled.get_or_insert_with(Instant::now);
+        if fault.interrupt {
+            unsignalled.get_or_insert_with(Instant::now);
+        }
     }
     if unsignalled.is_some() {
         shared.interrupt(dma, &sq.cq);

@@ -7,6 +7,7 @@ mod driver;
 use std::cell::RefCell;
 
 use driver::{Rig, config};
+use p2plab_nvme::PmrConfig;
 use p2plab_nvme::spec::command::PSDT_SGL;
 use p2plab_nvme::spec::registers::offset;
 use proptest::prelude::*;
@@ -28,7 +29,9 @@ fn threads() -> usize {
 #[test]
 fn nothing_that_a_host_does_is_the_end_of_a_controller() {
     let mut rig = Rig::new();
-    let mut d = rig.plug(config("a"));
+    let mut cfg = config("a");
+    cfg.pmr = Some(PmrConfig::memory(1 << 20));
+    let mut d = rig.plug(cfg);
     let access = (0u64..0x2000, prop::collection::vec(any::<u8>(), 1..9));
     let accesses = prop::collection::vec(access, 0..40);
     let commands = prop::collection::vec((0usize..2, any::<[u8; 64]>(), any::<bool>()), 0..20);

@@ -561,7 +561,7 @@ impl Function {
                 (_, _, BarBacking::Registers) => self.endpoint.bar_write(bar.index, offset, run),
                 (_, _, BarBacking::Memory(memory)) => {
                     if !memory.write(offset, run) {
-                        tracing::warn!(function = self.name, offset, "a write leaves the memory");
+                        tracing::debug!(function = self.name, offset, "a write to closed memory");
                     }
                 }
             }

@@ -253,9 +253,9 @@ fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
     config.io_queues = options.io_queues;
     config.msix = options.interrupts == topology::Interrupts::MsiX;
     config.cmb = options.cmb.map(|cmb| CmbConfig {
-        size: cmb.size,
         cpu_access: cmb.cpu_access,
         sqs: cmb.submission_queues,
+        ..CmbConfig::new(cmb.size)
     });
     config
 }
