@@ -23,7 +23,7 @@ use crate::identify::{DEVICE_ID, VENDOR_ID, eui64};
 use crate::lifecycle::Core;
 use crate::locks::{lock, read};
 use crate::namespace::Namespace;
-use crate::namespaces::Namespaces;
+use crate::namespaces::{MAX_NAMESPACES, Namespaces};
 use crate::queue::{CompletionQueue, SubmissionQueue, Wake};
 use crate::queue_table::QueueTable;
 use crate::regs::Registers;
@@ -194,7 +194,7 @@ impl NvmeController {
             .zip(1..)
             .map(open)
             .collect::<Result<Vec<_>, _>>()?;
-        let namespaces = Namespaces::new(namespaces);
+        let namespaces = Namespaces::new(namespaces, config.unallocated);
         let cmb = config.cmb.map(|cmb| {
             let memory = BarMemory::anonymous("nvme-cmb", cmb.size).map_err(|source| {
                 NvmeError::CmbMemory {
@@ -243,7 +243,8 @@ impl NvmeController {
     /// The file with the blocks of namespace `nsid` (counted from 1), memory-backed or not: for a host that
     /// fills and compares disks without the guest's help.
     pub fn namespace_file(&self, nsid: u32) -> Option<Arc<std::fs::File>> {
-        Some(Arc::clone(&self.shared.namespaces.get(nsid)?.file))
+        let namespace = self.shared.namespaces.allocated(nsid).ok()?;
+        Some(Arc::clone(&namespace.file))
     }
 
     fn port(&self) -> Option<Port> {
@@ -444,7 +445,7 @@ fn check(config: &NvmeConfig) -> Result<(), NvmeError> {
             given,
         });
     }
-    if config.namespaces.len() > 256 {
+    if config.namespaces.len() > MAX_NAMESPACES as usize {
         let given = config.namespaces.len();
         return Err(NvmeError::TooManyNamespaces {
             serial: serial(),

@@ -11,7 +11,8 @@
 //!   `logs`, `events`: the admin commands.
 //! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
 //!   is fetched.
-//! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks.
+//! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks, their
+//!   formats, metadata and protection information.
 //! - `prp`, `sgl`: from a command to the memory of its data, a `transfer`. `dma`, `cmb`: to that memory, through
 //!   the port or inside the controller's own CMB.
 //! - `trace`, `counters`: what tests and people read.
@@ -23,10 +24,17 @@
 //! - A bad command gets its status and an entry in the Error Information page.
 //! - A queue whose memory cannot be reached sets CSTS.CFS; a controller reset recovers.
 //!
+//! # What lasts
+//!
+//! Blocks in a file last as the file does. Which namespaces there are and how they are formatted is the configuration's
+//! to say: what Format NVM and Namespace Management change survives every reset and unplugging, and ends with the
+//! process, as do created namespaces and the marks of Write Uncorrectable.
+//!
 //! # Not implemented
 //!
-//! SGLs for metadata or with keys and offsets, metadata and protection information, fused commands, Compare, Copy, Verify, Write Uncorrectable,
-//! reservations, Format NVM, namespace management, sanitize, firmware update, directives, the Persistent Memory
+//! SGLs for metadata or with keys and offsets, metadata behind each block's data (extended LBAs), metadata of other than
+//! 8 bytes, protection information of types 2 and 3 and with guards of other than 16 bits, copies between namespaces,
+//! reservations, cryptographic erase, shared namespaces, sanitize, firmware update, directives, the Persistent Memory
 //! Region, completion queues in the CMB, shadow doorbells, subsystem reset, weighted round robin, discontiguous
 //! queues, page sizes other than 4 KiB, interrupt coalescing (stored, not acted on), asynchronous events other than
 //! bad doorbells, command sets other than NVM. A worker executes one command at a time.
@@ -56,6 +64,8 @@ mod trace;
 mod transfer;
 mod worker;
 
-pub use config::{Backing, CmbConfig, MAX_IO_QUEUES, NamespaceConfig, NvmeConfig, NvmeError};
+pub use config::{
+    Backing, CmbConfig, MAX_IO_QUEUES, Metadata, NamespaceConfig, NvmeConfig, NvmeError,
+};
 pub use controller::NvmeController;
 pub use trace::{TRACE_CAPACITY, Trace, TraceEntry, TraceLog, TraceRange};

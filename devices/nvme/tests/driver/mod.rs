@@ -9,6 +9,8 @@
     reason = "a test that cannot set up its rig has failed"
 )]
 
+pub mod nvm;
+
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
