@@ -108,7 +108,7 @@ impl Shared {
             "failed"
         );
         add(&self.counters.errors, 1);
-        if matches!(status, Status::WRITE_FAULT | Status::UNRECOVERED_READ_ERROR) {
+        if status.is_media_error() {
             add(&self.counters.media_errors, 1);
         }
         lock(&self.errors).command(qid, command, status);

@@ -89,7 +89,7 @@ fn compare_with_metadata(
 ) -> Result<(), Status> {
     let protection = metadata::protection(ns, command, extent.slba)?;
     let protection = protection.as_ref();
-    let expected = metadata::fetch(dma, command, extent, protection, transfer, data)?;
+    let expected = metadata::fetch(dma, ns, command, extent, protection, transfer, data)?;
     let mut rest = &*data;
     let block = 1 << ns.block_shift;
     each_chunk(ns, extent, |piece, found| {

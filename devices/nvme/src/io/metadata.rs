@@ -79,6 +79,7 @@ pub(super) fn read(
 /// Fetches the host's blocks into `data`, and their metadata, checked or made.
 pub(super) fn fetch(
     dma: &Dma,
+    ns: &Namespace,
     command: &Command,
     extent: &Extent,
     protection: Option<&Protection>,
@@ -93,7 +94,7 @@ pub(super) fn fetch(
         // Buckets have no effect here, so there is one run.
         |memory, _| memory.drain_to_slice(data),
     )?;
-    let block = data.len().checked_div(extent.count as usize).unwrap_or(1);
+    let block = 1 << ns.block_shift;
     let length = extent.count * METADATA;
     let mut metadata = vec![0; usize::try_from(length).map_err(|_| Status::INTERNAL_ERROR)?];
     if let Some(protection) = protection.filter(|protection| protection.acts()) {
@@ -122,7 +123,15 @@ pub(super) fn write(
 ) -> Result<(), Status> {
     let protection = protection(ns, command, extent.slba)?;
     transfer.with_bounce(extent.length, |transfer, data| {
-        let metadata = fetch(dma, command, extent, protection.as_ref(), transfer, data)?;
+        let metadata = fetch(
+            dma,
+            ns,
+            command,
+            extent,
+            protection.as_ref(),
+            transfer,
+            data,
+        )?;
         store(ns, extent, data, metadata)
     })
 }

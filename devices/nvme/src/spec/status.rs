@@ -114,6 +114,12 @@ impl Status {
         self.0 & 0x7ff
     }
 
+    /// Whether data was lost or does not fit its protection information: what SMART counts as Media and Data Integrity
+    /// Errors (Base 5.16.1.3).
+    pub const fn is_media_error(self) -> bool {
+        matches!(self.code(), 0x280..=0x284)
+    }
+
     /// Whether the command succeeded.
     pub const fn is_success(self) -> bool {
         self.code() == 0

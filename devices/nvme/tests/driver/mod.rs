@@ -487,6 +487,11 @@ impl Driver {
         self.program_config_space(0x10_0000_0000);
     }
 
+    /// For [`rewind`](Self::rewind).
+    pub fn next_free_page(&self) -> u64 {
+        self.next_page
+    }
+
     /// Pages from `first` on are free again.
     pub fn rewind(&mut self, first: u64) {
         self.next_page = first;
