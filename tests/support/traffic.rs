@@ -162,7 +162,7 @@ impl Model {
         for list in &entry.lists {
             self.read(requester, list, matrix);
         }
-        for data in &entry.data {
+        for data in entry.data.iter().chain(&entry.metadata) {
             // NVMe Base 2.0, section 3.1.3 (opcodes): bits 1:0 are the direction of the data.
             match entry.opcode & 3 {
                 1 => self.read(requester, data, matrix),

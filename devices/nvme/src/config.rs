@@ -20,6 +20,9 @@ pub struct NvmeConfig {
     pub model: String,
     /// Namespaces; the first is NSID 1.
     pub namespaces: Vec<NamespaceConfig>,
+    /// Bytes of capacity for namespaces that the host creates (Namespace Management). They are in sparse memory, and
+    /// gone with the controller.
+    pub unallocated: u64,
     /// Number of I/O queue pairs, 1 to [`MAX_IO_QUEUES`].
     pub io_queues: u16,
     /// Controller Memory Buffer, if any.
@@ -41,6 +44,7 @@ impl NvmeConfig {
             serial: serial.into(),
             model: "p2plab NVMe".into(),
             namespaces: Vec::new(),
+            unallocated: 0,
             io_queues: 16,
             cmb: None,
             pmr: None,
@@ -60,6 +64,20 @@ pub struct NamespaceConfig {
     pub block_size: u32,
     /// Refuse writes.
     pub read_only: bool,
+    /// What each block carries besides its data.
+    pub metadata: Metadata,
+}
+
+/// What each block of a namespace carries besides its data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Metadata {
+    /// Nothing.
+    #[default]
+    None,
+    /// 8 bytes that mean what the host likes.
+    Plain,
+    /// 8 bytes of protection information of type 1, which the controller checks.
+    Protection,
 }
 
 impl NamespaceConfig {
@@ -69,6 +87,7 @@ impl NamespaceConfig {
             backing: Backing::Memory { size },
             block_size: 512,
             read_only: false,
+            metadata: Metadata::None,
         }
     }
 
@@ -82,6 +101,7 @@ impl NamespaceConfig {
             },
             block_size: 512,
             read_only: false,
+            metadata: Metadata::None,
         }
     }
 }
@@ -94,7 +114,8 @@ pub enum Backing {
         /// Size in bytes.
         size: u64,
     },
-    /// In a file or block device.
+    /// In a file or block device. Metadata, if the format has any, is in a file of its own, `PATH.meta`: the file
+    /// itself has the blocks' data and nothing else. A block device has no place for it.
     File {
         /// Its path.
         path: PathBuf,
@@ -102,6 +123,11 @@ pub enum Backing {
         size: Option<u64>,
         /// Create the file, sparse, if it does not exist (and only then). Needs `size`.
         create: bool,
+    },
+    /// Nowhere: blocks read as zeros, and what is written is dropped. For benchmarks of everything else.
+    Null {
+        /// Size in bytes.
+        size: u64,
     },
 }
 
@@ -335,6 +361,16 @@ pub enum NvmeError {
         nsid: u32,
         /// What was given.
         given: u32,
+    },
+    /// The place of the metadata.
+    #[error("NVMe namespace {nsid}: no place for its metadata `{path}`: {source}")]
+    Metadata {
+        /// Namespace.
+        nsid: u32,
+        /// File.
+        path: PathBuf,
+        /// The host's reason.
+        source: std::io::Error,
     },
     /// Namespace size.
     #[error(

@@ -24,7 +24,7 @@ use crate::identify::{DEVICE_ID, VENDOR_ID, eui64};
 use crate::lifecycle::Core;
 use crate::locks::{lock, read};
 use crate::namespace::Namespace;
-use crate::namespaces::Namespaces;
+use crate::namespaces::{MAX_NAMESPACES, Namespaces};
 use crate::pmr::Pmr;
 use crate::queue::{CompletionQueue, SubmissionQueue, Wake};
 use crate::queue_table::QueueTable;
@@ -125,7 +125,7 @@ impl Shared {
             "failed"
         );
         add(&self.counters.errors, 1);
-        if matches!(status, Status::WRITE_FAULT | Status::UNRECOVERED_READ_ERROR) {
+        if status.is_media_error() {
             add(&self.counters.media_errors, 1);
         }
         lock(&self.errors).command(qid, command, status);
@@ -234,7 +234,7 @@ impl NvmeController {
             .zip(1..)
             .map(open)
             .collect::<Result<Vec<_>, _>>()?;
-        let namespaces = Namespaces::new(namespaces);
+        let namespaces = Namespaces::new(namespaces, config.unallocated);
         let cmb = config.cmb.map(|cmb| Cmb::open(&config.serial, cmb));
         let cmb = cmb.transpose()?.map(Arc::new);
         let pmr = config.pmr.clone().map(|pmr| Pmr::open(&config.serial, pmr));
@@ -283,7 +283,8 @@ impl NvmeController {
     /// The file with the blocks of namespace `nsid` (counted from 1), memory-backed or not: for a host that
     /// fills and compares disks without the guest's help.
     pub fn namespace_file(&self, nsid: u32) -> Option<Arc<std::fs::File>> {
-        Some(Arc::clone(&self.shared.namespaces.get(nsid)?.file))
+        let namespace = self.shared.namespaces.allocated(nsid).ok()?;
+        Some(Arc::clone(&namespace.file))
     }
 
     /// The faults that its commands meet.
@@ -523,7 +524,7 @@ fn check(config: &NvmeConfig) -> Result<(), NvmeError> {
     if old && config.pmr.is_some() {
         return Err(NvmeError::PmrNeedsNewScheme { serial: serial() });
     }
-    if config.namespaces.len() > 256 {
+    if config.namespaces.len() > MAX_NAMESPACES as usize {
         let given = config.namespaces.len();
         return Err(NvmeError::TooManyNamespaces {
             serial: serial(),

@@ -163,19 +163,47 @@ impl Dma {
                 }
             }
         };
-        moved.map_err(|error| match error {
-            DmaError::Medium(error) => {
-                tracing::warn!(%error, "the namespace's file failed");
-                match direction {
-                    Direction::ToController => Status::WRITE_FAULT,
-                    Direction::FromController => Status::UNRECOVERED_READ_ERROR,
-                }
+        moved.map_err(|error| failure(error, direction))
+    }
+
+    /// Moves `length` bytes of `command`'s metadata, after its data: they lie in a contiguous buffer (PSDT 00b and
+    /// 01b).
+    pub(crate) fn metadata(
+        &self,
+        command: &Command,
+        length: u64,
+        direction: Direction,
+        transfer: &mut Transfer,
+        mover: impl FnOnce(&DmaBuffers<'_>) -> io::Result<()>,
+    ) -> Result<(), Status> {
+        let address = command.mptr.get();
+        // Beside an SGL it may start anywhere (SGLS bit 17).
+        if command.flags != PSDT_SGL && !address.is_multiple_of(4) {
+            return Err(Status::INVALID_FIELD);
+        }
+        address
+            .checked_add(length)
+            .ok_or(Status::DATA_TRANSFER_ERROR)?;
+        let range = DmaRange { address, length };
+        let place = self.place(range);
+        // Data and metadata lie both inside or both outside (CMBLOC.CDMMMS = 0).
+        let data = transfer.ranges.first().map(|data| self.place(*data));
+        if data.is_some_and(|data| matches!(data, Place::Bus) != matches!(place, Place::Bus)) {
+            return Err(Status::INVALID_USE_OF_CMB);
+        }
+        transfer.metadata = Some(range);
+        let moved = match (place, &self.cmb) {
+            (Place::Cmb(offset), Some(cmb)) => {
+                let buffers = cmb.memory.buffers(&[(offset, length)]);
+                mover(&buffers.ok_or(Status::INVALID_USE_OF_CMB)?).map_err(DmaError::Medium)
             }
-            error => {
-                tracing::debug!(%error, "data transfer");
-                Status::DATA_TRANSFER_ERROR
-            }
-        })
+            (Place::Bus, _) => match direction {
+                Direction::ToController => self.port.read_ranges(&[range], mover),
+                Direction::FromController => self.port.write_ranges(&[range], mover),
+            },
+            _ => return Err(Status::INVALID_USE_OF_CMB),
+        };
+        moved.map_err(|error| failure(error, direction))
     }
 
     /// Refuses lists that are partly in the CMB, where CDPMLS forbids them.
@@ -237,5 +265,22 @@ impl Dma {
             }
         }
         Ok(Some(inside))
+    }
+}
+
+/// The status of a command whose data did not move.
+fn failure(error: DmaError, direction: Direction) -> Status {
+    match error {
+        DmaError::Medium(error) => {
+            tracing::warn!(%error, "the namespace's file failed");
+            match direction {
+                Direction::ToController => Status::WRITE_FAULT,
+                Direction::FromController => Status::UNRECOVERED_READ_ERROR,
+            }
+        }
+        error => {
+            tracing::debug!(%error, "data transfer");
+            Status::DATA_TRANSFER_ERROR
+        }
     }
 }

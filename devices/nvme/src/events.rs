@@ -74,6 +74,12 @@ impl AsyncEvents {
         }
     }
 
+    /// The namespace `nsid` was formatted, attached, detached or deleted.
+    pub(crate) fn namespace_changed(&mut self, nsid: u32) {
+        // Neither the event nor the log page is claimed (OAES).
+        tracing::debug!(nsid, "namespace attribute changed");
+    }
+
     /// The next request to complete, with its event.
     pub(crate) fn next(&mut self) -> Option<(U16, Event)> {
         if self.held.is_empty() {

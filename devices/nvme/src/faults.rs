@@ -120,7 +120,7 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    const NOTHING: Self = Self {
+    pub(crate) const NOTHING: Self = Self {
         status: None,
         execute: true,
         complete: true,

@@ -11,7 +11,8 @@
 //!   `logs`, `events`: the admin commands.
 //! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
 //!   is fetched.
-//! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks.
+//! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks, their
+//!   formats, metadata and protection information.
 //! - `prp`, `sgl`: from a command to the memory of its data, a `transfer`. `dma`: to that memory, through the
 //!   port or, by a `window`, inside the controller's own `cmb` or `pmr`.
 //! - `faults`: what a test has ordered to go wrong.
@@ -24,10 +25,17 @@
 //! - A bad command gets its status and an entry in the Error Information page.
 //! - A queue whose memory cannot be reached sets CSTS.CFS, and all queues stop; a controller reset recovers.
 //!
+//! # What lasts
+//!
+//! Blocks in a file last as the file does. Which namespaces there are and how they are formatted is the configuration's
+//! to say: what Format NVM and Namespace Management change survives every reset and unplugging, and ends with the
+//! process, as do created namespaces and the marks of Write Uncorrectable.
+//!
 //! # Not implemented
 //!
-//! SGLs for metadata or with keys and offsets, metadata and protection information, fused commands, Compare, Copy, Verify, Write Uncorrectable,
-//! reservations, Format NVM, namespace management, sanitize, firmware update, directives,
+//! SGLs for metadata or with keys and offsets, metadata behind each block's data (extended LBAs), metadata of other than
+//! 8 bytes, protection information of types 2 and 3 and with guards of other than 16 bits, copies between namespaces,
+//! reservations, cryptographic erase, shared namespaces, sanitize, firmware update, directives,
 //! data that is partly in the CMB, the loss of what a write cache holds (a power cut keeps every write that the host's
 //! kernel keeps), the loss of the link in an NVM Subsystem Reset, shadow doorbells, weighted round robin, discontiguous
 //! queues, page sizes other than 4 KiB, interrupt coalescing (stored, not acted on), asynchronous events other than
@@ -62,7 +70,7 @@ mod window;
 mod worker;
 
 pub use config::{
-    Backing, CmbConfig, CmbScheme, MAX_IO_QUEUES, NamespaceConfig, NvmeConfig, NvmeError,
+    Backing, CmbConfig, CmbScheme, MAX_IO_QUEUES, Metadata, NamespaceConfig, NvmeConfig, NvmeError,
     PmrBacking, PmrConfig,
 };
 pub use controller::NvmeController;

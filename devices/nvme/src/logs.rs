@@ -80,6 +80,11 @@ fn firmware() -> FirmwareSlot {
 fn effects() -> Vec<u8> {
     const SUPPORTED: u32 = 1;
     const CHANGES_CONTENT: u32 = 1 << 1;
+    // NCC: capabilities of a namespace; NIC: which namespaces there are.
+    const CHANGES_NAMESPACE: u32 = 1 << 2;
+    const CHANGES_INVENTORY: u32 = 1 << 3;
+    // CSE: no other command to the namespace.
+    const ALONE: u32 = 1 << 16;
     let admin_effects = |opcode| match opcode {
         admin::DELETE_IO_SQ
         | admin::CREATE_IO_SQ
@@ -91,11 +96,17 @@ fn effects() -> Vec<u8> {
         | admin::SET_FEATURES
         | admin::GET_FEATURES
         | admin::ASYNC_EVENT_REQUEST => SUPPORTED,
+        admin::FORMAT_NVM => SUPPORTED | CHANGES_CONTENT | CHANGES_NAMESPACE | ALONE,
+        admin::NAMESPACE_MANAGEMENT | admin::NAMESPACE_ATTACHMENT => SUPPORTED | CHANGES_INVENTORY,
         _ => 0,
     };
     let io_effects = |opcode| match opcode {
-        io::FLUSH | io::READ => SUPPORTED,
-        io::WRITE | io::WRITE_ZEROES | io::DATASET_MANAGEMENT => SUPPORTED | CHANGES_CONTENT,
+        io::FLUSH | io::READ | io::COMPARE | io::VERIFY => SUPPORTED,
+        io::WRITE
+        | io::WRITE_UNCORRECTABLE
+        | io::WRITE_ZEROES
+        | io::DATASET_MANAGEMENT
+        | io::COPY => SUPPORTED | CHANGES_CONTENT,
         _ => 0,
     };
     let all = (0..=u8::MAX)

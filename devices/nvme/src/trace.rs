@@ -34,9 +34,9 @@ pub struct TraceEntry {
     pub opcode: u8,
     /// Namespace.
     pub nsid: u32,
-    /// Command dwords 10 and 11: the first block of Read, Write and Write Zeroes.
+    /// Command dwords 10 and 11: the first block of commands that address blocks.
     pub slba: u64,
-    /// Number of blocks of Read, Write and Write Zeroes, else 0.
+    /// Number of blocks of the commands that address blocks by dwords 10 to 12, else 0.
     pub blocks: u32,
     /// The read of the command itself.
     pub fetch: TraceRange,
@@ -44,6 +44,8 @@ pub struct TraceEntry {
     pub lists: Vec<TraceRange>,
     /// Memory of the data, in order, without what bit buckets drop; empty if the command failed before the data's place was known.
     pub data: Vec<TraceRange>,
+    /// Memory of the metadata, if the command moved any; it goes the way of the data.
+    pub metadata: Option<TraceRange>,
     /// The write of the completion. An Asynchronous Event Request, completed later, has none (length 0).
     pub completion: TraceRange,
     /// Status as in [`Status`]. Data has moved if it is 0.
@@ -95,7 +97,15 @@ impl Trace {
             internal: dma.place(*range).is_inside(),
         };
         let blocks = match (queue, command.opcode) {
-            (1.., io::READ | io::WRITE | io::WRITE_ZEROES) => (command.cdw12.get() & 0xffff) + 1,
+            (
+                1..,
+                io::READ
+                | io::WRITE
+                | io::WRITE_UNCORRECTABLE
+                | io::COMPARE
+                | io::WRITE_ZEROES
+                | io::VERIFY,
+            ) => (command.cdw12.get() & 0xffff) + 1,
             _ => 0,
         };
         let none = DmaRange {
@@ -112,6 +122,7 @@ impl Trace {
             fetch: mark(&fetch),
             lists: transfer.lists.iter().map(mark).collect(),
             data: transfer.ranges.iter().map(mark).collect(),
+            metadata: transfer.metadata.as_ref().map(mark),
             completion: mark(&completion),
             status: status.0,
         };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use p2plab_nvme::{Backing, CmbConfig, NamespaceConfig, NvmeConfig, NvmeController};
+use p2plab_nvme::{Backing, CmbConfig, Metadata, NamespaceConfig, NvmeConfig, NvmeController};
 use p2plab_pcie::{Endpoint, Fabric, FabricBuilder, FabricError, Function, Traffic};
 use p2plab_vfio_user::{Server, SocketAddress};
 
@@ -249,6 +249,7 @@ fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
         backing,
         block_size: options.block_size,
         read_only: options.read_only,
+        metadata: Metadata::None,
     });
     config.io_queues = options.io_queues;
     config.msix = options.interrupts == topology::Interrupts::MsiX;

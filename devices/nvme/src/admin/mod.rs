@@ -1,5 +1,7 @@
 //! Admin commands (Base 5). They run on the controller's thread, one at a time.
 
+mod format;
+mod namespaces;
 mod queues;
 
 use std::sync::Arc;
@@ -44,6 +46,13 @@ pub(crate) fn execute(
         opcode::GET_LOG_PAGE => get_log_page(shared, dma, command, transfer).map(done),
         opcode::GET_FEATURES => lock(&shared.features).get(command).map(Outcome::Done),
         opcode::SET_FEATURES => set_features(shared, command).map(Outcome::Done),
+        opcode::FORMAT_NVM => format::format(shared, command).map(done),
+        opcode::NAMESPACE_MANAGEMENT => {
+            namespaces::manage(shared, dma, command, transfer).map(Outcome::Done)
+        }
+        opcode::NAMESPACE_ATTACHMENT => {
+            namespaces::attach(shared, dma, command, transfer).map(done)
+        }
         opcode::ABORT => Ok(Outcome::Done(abort(core, shared, command))),
         opcode::ASYNC_EVENT_REQUEST => lock(&shared.events)
             .hold(command.cid)
@@ -58,15 +67,15 @@ fn identify(
     command: &Command,
     transfer: &mut Transfer,
 ) -> Result<(), Status> {
-    let [cns, ..] = command.cdw10.get().to_le_bytes();
+    let [cns, _, cntid @ ..] = command.cdw10.get().to_le_bytes();
     let [.., csi] = command.cdw11.get().to_le_bytes();
-    let page = identify::page(
-        &shared.config,
-        &shared.namespaces.all(),
+    let request = identify::Request {
         cns,
-        command.nsid.get(),
+        cntid: u16::from_le_bytes(cntid),
+        nsid: command.nsid.get(),
         csi,
-    )?;
+    };
+    let page = identify::page(&shared.config, &shared.namespaces, request)?;
     reply(dma, command, &page, transfer)
 }
 

@@ -9,6 +9,8 @@
     reason = "a test that cannot set up its rig has failed"
 )]
 
+pub mod nvm;
+
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -500,6 +502,11 @@ impl Driver {
 
     pub fn restore_config_space(&mut self) {
         self.program_config_space(0x10_0000_0000);
+    }
+
+    /// For [`rewind`](Self::rewind).
+    pub fn next_free_page(&self) -> u64 {
+        self.next_page
     }
 
     /// Pages from `first` on are free again.
