@@ -113,7 +113,12 @@ fn key(plan: &MachinePlan, artifacts_identity: &str) -> String {
     add(super::machine::KERNEL_ARGUMENTS);
     add(super::machine::accelerator());
     // A user's own kernel keeps its path when it is built anew.
-    for file in [&plan.kernel, &plan.initramfs] {
+    let system = plan.system.iter();
+    if let Some(image) = &plan.system {
+        add(&image.to_string_lossy());
+        add(super::machine::SYSTEM_ARGUMENT);
+    }
+    for file in [&plan.kernel, &plan.initramfs].into_iter().chain(system) {
         let metadata = fs::metadata(file).ok();
         add(&format!(
             "{:?}",

@@ -214,6 +214,27 @@ fn modules_may_have_parameters() {
 }
 
 #[test]
+fn packages_are_names_and_need_the_system_image() {
+    let with = |name: &str| {
+        let builder = Topology::builder("packages").root_port("rp0");
+        builder.package(name).build()
+    };
+    let topology = with("libstdc++6").unwrap();
+    assert!(topology.guest.system);
+    assert_eq!(read(&topology.to_toml()).unwrap(), topology);
+    for bad in [
+        "", "a", "-o", "--help", "strace-", "a b", "fio=1", "fio/sid", "Fio", "a;b",
+    ] {
+        assert!(with(bad).is_err(), "{bad:?}");
+    }
+    let packages = "name = \"one\"\nguest = { packages = [\"gdb\"] }";
+    assert_eq!(
+        complaint(&GOOD.replacen("name = \"one\"", packages, 1)),
+        "lab.toml:3:22: `packages` needs `system = true`, too"
+    );
+}
+
+#[test]
 fn paths_are_relative_to_the_file() {
     let text = GOOD.replace("size = \"1GiB\"", "size = \"1GiB\"\nfile = \"disk\"");
     let topology = Topology::from_toml_text(&text, Path::new("/labs/lab.toml")).unwrap();
