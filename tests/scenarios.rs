@@ -20,6 +20,8 @@ mod patience;
 mod refusal;
 mod serve;
 mod shell;
+mod system_image;
 mod tools_fio;
 mod tools_nvme_cli;
+mod tools_nvme_cli_changes;
 mod two_root_ports;
