@@ -18,7 +18,7 @@ pub struct Manifest {
     pub source: Source,
     /// The sets that every lab needs, by name: `qemu`, `kernel` and `tools`.
     pub sets: BTreeMap<String, PackageSet>,
-    /// The sets that some topologies ask for: [`SYSTEM`], and [`IMAGE_TOOLS`] that makes an image of it.
+    /// The sets that some topologies ask for: `system`, and `imagetools` that makes an image of it.
     #[serde(default)]
     pub on_demand: BTreeMap<String, PackageSet>,
 }

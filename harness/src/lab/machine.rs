@@ -249,7 +249,8 @@ impl Machine {
             Ok(entries) if !entries.is_empty() => Ok(()),
             Ok(_) | Err(AgentError::Guest { .. }) => {
                 Err(self.cause(LabError::Unexpected(format!(
-                    "the guest has not mounted the system image{}",
+                    "the guest has not mounted the system image; its kernel needs virtio_blk, erofs and overlay, built \
+                     in or among the modules that the lab is given{}",
                     agent_port::last_lines(&self.qemu.console)
                 ))))
             }

@@ -59,7 +59,13 @@ fn the_examples_are_good() {
     names.sort();
     assert_eq!(
         names,
-        ["cascaded", "nvme-cmb-copy", "one-switch", "two-root-ports"]
+        [
+            "cascaded",
+            "nvme-cmb-copy",
+            "one-switch",
+            "tools",
+            "two-root-ports"
+        ]
     );
 }
 

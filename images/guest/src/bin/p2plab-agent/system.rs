@@ -31,6 +31,9 @@ fn try_mount(disk: &str) -> std::result::Result<(), (String, rustix::io::Errno)>
     while !Path::new(disk).exists() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(10));
     }
+    if !Path::new(disk).exists() {
+        return Err((disk.to_owned(), rustix::io::Errno::NOENT));
+    }
     let on = |place: String, result: Result<()>| result.map_err(|error| (place, error));
     let flags = MountFlags::empty();
     let layer = |name: &str| format!("{LAYERS}/{name}");
