@@ -35,6 +35,7 @@ pub(crate) struct Deb {
 pub(crate) struct Apt {
     config: PathBuf,
     archives: PathBuf,
+    suites: Vec<String>,
     prefer: String,
     /// Base address of the mirror in use.
     pub mirror: String,
@@ -54,6 +55,7 @@ impl Apt {
             let apt = Self {
                 config: dir.join("apt.conf"),
                 archives: dir.join("archives"),
+                suites: source.suites.clone(),
                 prefer: source.prefer.clone(),
                 mirror,
             };
@@ -151,9 +153,16 @@ impl Apt {
                 .args(names),
         )?;
         if !out.status.success() {
-            return Err(ArtifactError::Fetch {
-                set: set.into(),
-                detail: child::reason(&out),
+            let detail = child::reason(&out);
+            return Err(match unknown_package(&detail) {
+                Some(package) => ArtifactError::NoSuchPackage {
+                    package: package.to_owned(),
+                    suites: self.suites.clone(),
+                },
+                None => ArtifactError::Fetch {
+                    set: set.into(),
+                    detail,
+                },
             });
         }
         let text = String::from_utf8_lossy(&out.stdout);
@@ -338,6 +347,12 @@ fn mid_sync(out: &Output) -> bool {
     .any(|sign| text.contains(sign))
 }
 
+/// The package that apt-get, in the C locale, says it does not know.
+fn unknown_package(reason: &str) -> Option<&str> {
+    let rest = reason.strip_prefix("Unable to locate package ")?;
+    rest.split_ascii_whitespace().next()
+}
+
 /// `'URI' FILE SIZE HASH`, where FILE is PACKAGE_VERSION_ARCHITECTURE.deb with `:` written as `%3a`.
 fn parse_uri_line(line: &str) -> Option<Deb> {
     let rest = line.strip_prefix('\'')?.split_once("' ")?.1;
@@ -383,6 +398,13 @@ mod tests {
         );
         assert_eq!(parse_uri_line("W: something"), None);
         assert_eq!(parse_uri_line("'x' y.deb"), None);
+    }
+
+    #[test]
+    fn a_package_that_does_not_exist_is_named() {
+        let reason = "Unable to locate package strac";
+        assert_eq!(unknown_package(reason), Some("strac"));
+        assert_eq!(unknown_package("Failed to fetch x"), None);
     }
 
     #[test]

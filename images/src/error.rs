@@ -101,6 +101,19 @@ pub enum ArtifactError {
         detail: String,
     },
 
+    /// A package that the suites do not have.
+    #[error(
+        "there is no package {package} in {}: correct its name where it is listed, in the topology or in \
+         images/manifest.toml",
+        suites.join(" or ")
+    )]
+    NoSuchPackage {
+        /// What was asked for.
+        package: String,
+        /// The suites of the manifest.
+        suites: Vec<String>,
+    },
+
     /// No kernel of the suite fits.
     #[error(
         "no kernel {pattern} with {config} in the suite: give one with --kernel BZIMAGE --modules DIR, or update \

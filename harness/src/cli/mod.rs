@@ -39,7 +39,7 @@ enum Command {
     /// Host a topology's switch and endpoints for a QEMU, or other vfio-user client, of your own
     Serve(serve::ServeArgs),
     /// Fetch what a lab runs on: QEMU, guest kernel, programs for the guest
-    Fetch(OwnArgs),
+    Fetch(artifacts::FetchArgs),
     /// Say what this host has, what will be used, and what is missing
     Doctor(OwnArgs),
     /// Remove the cache: fetched artifacts, base images, logs of runs
@@ -107,7 +107,7 @@ fn run_command(command: &Command) -> Result<ExitCode, CliError> {
         }
         Command::Boot(args) => boot::boot(args),
         Command::Serve(args) => serve::serve(args),
-        Command::Fetch(own) => artifacts::fetch(&own.overrides()),
+        Command::Fetch(args) => artifacts::fetch(args),
         Command::Doctor(own) => artifacts::doctor(&own.overrides()),
         Command::Clean => artifacts::clean(),
     }

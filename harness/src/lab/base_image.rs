@@ -147,7 +147,12 @@ fn key(plan: &MachinePlan, artifacts_identity: &str) -> String {
         cpuinfo.lines().filter(tells).take(2).for_each(&mut add);
     }
     // A user's own kernel keeps its path when it is built anew.
-    for file in [&plan.kernel, &plan.initramfs] {
+    let system = plan.system.iter();
+    if let Some(image) = &plan.system {
+        add(&image.to_string_lossy());
+        add(super::machine::SYSTEM_ARGUMENT);
+    }
+    for file in [&plan.kernel, &plan.initramfs].into_iter().chain(system) {
         let metadata = fs::metadata(file).ok();
         add(&format!(
             "{:?}",

@@ -35,7 +35,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use p2plab_images::{Artifacts, Cache, Initramfs, InitramfsSpec, Overrides, Progress};
+use p2plab_images::{
+    Artifacts, Cache, Initramfs, InitramfsSpec, Overrides, Progress, resolve_with_system,
+};
 use p2plab_pcie::Traffic;
 
 pub use devices::{Device, Devices};
@@ -57,6 +59,10 @@ use phases::Phases;
 /// Kernel modules of the guest's drivers for all kinds of endpoint: loaded before a base image is saved, so
 /// that every scenario finds them there.
 const DRIVERS: [&str; 1] = ["nvme"];
+/// What a guest mounts the system image with.
+const SYSTEM_MODULES: [&str; 3] = ["virtio_blk", "erofs", "overlay"];
+/// What its tools are used with, where the kernel has it.
+const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
 
 /// Until a slot whose power indicator blinks is asked again.
 const SLOT_BUSY: Duration = Duration::from_millis(50);
@@ -143,10 +149,14 @@ impl LabOptions {
     ) -> Result<Lab, LabError> {
         let mut phases = Phases::begin(began);
         let guest = &self.topology.guest;
-        let spec = InitramfsSpec {
+        let mut spec = InitramfsSpec {
             modules: modules(&guest.load_modules),
             ..Default::default()
         };
+        if guest.system {
+            spec.modules.extend(SYSTEM_MODULES.map(str::to_owned));
+            spec.optional_modules = FILE_SYSTEMS.map(str::to_owned).into();
+        }
         let initramfs = Initramfs::build(cache, &artifacts, &spec)?;
         let shape = self.topology.shape();
         let slots: Vec<_> = self
@@ -243,6 +253,7 @@ impl Lab {
         Ok(Guest {
             agent: &self.machine()?.agent,
             slots: &self.slots,
+            has_system: self.plan.system.is_some(),
         })
     }
 
@@ -483,7 +494,13 @@ pub(crate) fn resolve(
         kernel: topology.guest.kernel.clone(),
         modules: topology.guest.modules.clone(),
     };
-    Ok(p2plab_images::resolve(cache, &overrides, progress)?)
+    let guest = &topology.guest;
+    let artifacts = if guest.system {
+        resolve_with_system(cache, &overrides, &guest.packages, progress)
+    } else {
+        p2plab_images::resolve(cache, &overrides, progress)
+    };
+    Ok(artifacts?)
 }
 
 /// Unplugs device `id`. Its slot takes no request while its power indicator blinks, for some seconds after a

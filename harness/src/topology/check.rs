@@ -11,6 +11,8 @@ use crate::shape::{MAX_DEPTH, MAX_ROOT_PORTS, MAX_SLOTS, MAX_SWITCH_PORTS};
 /// Least and most guest memory. Whether the host has as much is the lab's to check.
 const MEMORY: (u64, u64) = (128 * MIB, 1 << 40);
 const MAX_CPUS: u32 = 64;
+/// Packages that a topology adds to the system image.
+const MAX_PACKAGES: usize = 256;
 /// A Linux guest adds memory as peer-to-peer memory in units of this size.
 const P2P_UNIT: u64 = 2 * MIB;
 /// Address space for all windows together; the guest's processors have 43 address bits (8 TiB).
@@ -343,6 +345,7 @@ fn check_guest(guest: &Guest) -> Checked {
         })?;
         text("load_modules", module, rule, |c| !c.is_control())?;
     }
+    check_packages(guest)?;
     if guest.kernel.is_none() && guest.modules.is_some() {
         let fault = TopologyFault::Needs {
             field: "modules",
@@ -358,6 +361,43 @@ fn check_guest(guest: &Guest) -> Checked {
         if let Some(path) = path {
             check_path(subject, field, path)?;
         }
+    }
+    Ok(())
+}
+
+/// Names as Debian has them (Policy 5.6.1): what else there may be, apt would take for an option or a request to
+/// leave a package out.
+fn check_packages(guest: &Guest) -> Checked {
+    let subject = Subject::Guest;
+    let finds = |fault| Err(subject.finds("packages", fault));
+    if !guest.packages.is_empty() && !guest.system {
+        return finds(TopologyFault::Needs {
+            field: "packages",
+            needs: "system = true",
+        });
+    }
+    if guest.packages.len() > MAX_PACKAGES {
+        return finds(TopologyFault::BadCount {
+            what: "packages".to_owned(),
+            count: guest.packages.len(),
+            min: 0,
+            max: MAX_PACKAGES,
+        });
+    }
+    let lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    for name in &guest.packages {
+        if (2..=100).contains(&name.len())
+            && name.starts_with(lower)
+            && !name.ends_with('-')
+            && name.chars().all(|c| lower(c) || "+.-".contains(c))
+        {
+            continue;
+        }
+        return finds(TopologyFault::BadText {
+            field: "packages",
+            value: name.chars().take(80).collect(),
+            rule: "give the name of a Debian package, such as `strace`",
+        });
     }
     Ok(())
 }

@@ -69,6 +69,10 @@ pub struct Guest {
     /// Kernel modules to load besides those that the endpoints need, each with its parameters after it
     /// (`nvme use_cmb_sqes=0`). A driver named here with parameters gets them.
     pub load_modules: Vec<String>,
+    /// The guest has the system image: Debian's nvme-cli, fio, mkfs and more, below `/system`.
+    pub system: bool,
+    /// Debian packages in the system image beside those that it always has.
+    pub packages: Vec<String>,
     /// A `qemu-system-x86_64` of one's own instead of the lab's.
     pub qemu: Option<PathBuf>,
     /// Bytes of 64-bit prefetchable address space behind each slot: a power of two (default 1 GiB).
@@ -86,6 +90,8 @@ impl Default for Guest {
             kernel: None,
             modules: None,
             load_modules: Vec::new(),
+            system: false,
+            packages: Vec::new(),
             qemu: None,
             window: GIB,
         }

@@ -24,6 +24,8 @@ const GUEST: &[&str] = &[
     "window",
     "kernel_arguments",
     "load_modules",
+    "system",
+    "packages",
     "kernel",
     "modules",
     "qemu",
@@ -176,6 +178,8 @@ impl Reader {
             kernel: self.path(&fields, "kernel")?,
             modules: self.path(&fields, "modules")?,
             load_modules: fields.list("load_modules")?.unwrap_or_default(),
+            system: fields.flag("system")?.unwrap_or(default.system),
+            packages: fields.list("packages")?.unwrap_or_default(),
             qemu: self.path(&fields, "qemu")?,
             window: fields.size("window")?.unwrap_or(default.window),
         })

@@ -59,7 +59,13 @@ fn the_examples_are_good() {
     names.sort();
     assert_eq!(
         names,
-        ["cascaded", "nvme-cmb-copy", "one-switch", "two-root-ports"]
+        [
+            "cascaded",
+            "nvme-cmb-copy",
+            "one-switch",
+            "tools",
+            "two-root-ports"
+        ]
     );
 }
 
@@ -211,6 +217,27 @@ fn modules_may_have_parameters() {
     for bad in ["", " a=1", "../nvme", "nvme\na=1"] {
         assert!(with(bad).is_err(), "{bad:?}");
     }
+}
+
+#[test]
+fn packages_are_names_and_need_the_system_image() {
+    let with = |name: &str| {
+        let builder = Topology::builder("packages").root_port("rp0");
+        builder.package(name).build()
+    };
+    let topology = with("libstdc++6").unwrap();
+    assert!(topology.guest.system);
+    assert_eq!(read(&topology.to_toml()).unwrap(), topology);
+    for bad in [
+        "", "a", "-o", "--help", "strace-", "a b", "fio=1", "fio/sid", "Fio", "a;b",
+    ] {
+        assert!(with(bad).is_err(), "{bad:?}");
+    }
+    let packages = "name = \"one\"\nguest = { packages = [\"gdb\"] }";
+    assert_eq!(
+        complaint(&GOOD.replacen("name = \"one\"", packages, 1)),
+        "lab.toml:3:22: `packages` needs `system = true`, too"
+    );
 }
 
 #[test]

@@ -39,6 +39,8 @@ fn write_guest(text: &mut String, guest: &Guest) {
     field(text, "window", size(guest.window));
     field(text, "kernel_arguments", list(&guest.kernel_arguments));
     field(text, "load_modules", list(&guest.load_modules));
+    field(text, "system", guest.system);
+    field(text, "packages", list(&guest.packages));
     for (name, path) in [
         ("kernel", &guest.kernel),
         ("modules", &guest.modules),
