@@ -154,6 +154,12 @@ impl Model {
             assert_eq!(entry.status, 0, "{requester}: {entry:?}");
             self.command(requester, entry, &mut matrix);
         }
+        for doorbell in &log.doorbells {
+            match doorbell.write {
+                true => self.write(requester, &doorbell.range, &mut matrix),
+                false => self.read(requester, &doorbell.range, &mut matrix),
+            }
+        }
         matrix
     }
 

@@ -33,6 +33,14 @@ pub struct NvmeConfig {
     pub faults: Vec<Fault>,
     /// Whether the function has MSI-X; it always has INTx.
     pub msix: bool,
+    /// Whether the host may keep doorbells in its memory (Doorbell Buffer Config), which only emulated controllers
+    /// offer. It needs MSI-X: the level of INTx depends on what the host has consumed at every moment.
+    ///
+    /// It must be off where the CPU writes into a CMB or PMR, of this controller or a peer, by messages of the
+    /// transport: a doorbell in memory overtakes them, which on a bus it cannot (PCI Express Base 6.0, section 2.4.1:
+    /// the completion of the controller's read pushes posted writes), and a command would be executed before it, or
+    /// its data, has arrived. For its own memory the controller sees to that itself.
+    pub shadow_doorbells: bool,
     /// Largest data transfer of a command in bytes: a power of two, 4 KiB to 128 MiB.
     pub max_transfer: u64,
 }
@@ -50,8 +58,18 @@ impl NvmeConfig {
             pmr: None,
             faults: Vec::new(),
             msix: true,
+            shadow_doorbells: false,
             max_transfer: 4 << 20,
         }
+    }
+}
+
+impl NvmeConfig {
+    pub(crate) fn offers_shadow_doorbells(&self) -> bool {
+        let trapped = |access| access == CpuAccess::Trapped;
+        let cmb = self.cmb.is_some_and(|cmb| trapped(cmb.cpu_access));
+        let pmr = self.pmr.as_ref().is_some_and(|pmr| trapped(pmr.cpu_access));
+        self.shadow_doorbells && self.msix && !cmb && !pmr
     }
 }
 

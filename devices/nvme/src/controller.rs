@@ -29,15 +29,24 @@ use crate::pmr::Pmr;
 use crate::queue::{CompletionQueue, SubmissionQueue, Wake};
 use crate::queue_table::QueueTable;
 use crate::regs::Registers;
+use crate::shadow::DoorbellBuffer;
 use crate::spec::command::Command;
 use crate::spec::registers::offset::{DOORBELLS, PMRSTS};
 use crate::spec::status::Status;
 use crate::trace::Trace;
+use crate::worker;
 
 const REGISTERS_BAR: u8 = 0;
 const REGISTERS_SIZE: u64 = 16 << 10;
 const MSIX_TABLE: u32 = 0x2000;
 const MSIX_PBA: u32 = 0x3000;
+
+/// Whose write it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writer {
+    Cpu,
+    Peer,
+}
 
 /// What the threads of a controller share.
 pub(crate) struct Shared {
@@ -47,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) pmr: Option<Arc<Pmr>>,
     pub(crate) registers: Mutex<Registers>,
     pub(crate) queues: RwLock<QueueTable>,
+    /// Where the host keeps doorbells, if it does.
+    pub(crate) doorbell_buffer: Mutex<Option<DoorbellBuffer>>,
     pub(crate) features: Mutex<Features>,
     pub(crate) events: Mutex<AsyncEvents>,
     pub(crate) errors: Mutex<ErrorLog>,
@@ -132,8 +143,9 @@ impl Shared {
         status.more()
     }
 
-    /// A doorbell write. It records and wakes, and waits for nothing.
-    fn doorbell(&self, port: Option<&Port>, offset: u64, value: u32) {
+    /// A doorbell write. For a peer it records and wakes, and waits for nothing; for the CPU it may also do what
+    /// the doorbell asks for.
+    fn doorbell(&self, port: Option<&Port>, offset: u64, value: u32, writer: Writer) {
         let index = (offset - DOORBELLS) / 4;
         let Ok(qid) = u16::try_from(index / 2) else {
             return;
@@ -147,7 +159,17 @@ impl Shared {
             }
         };
         let event = match (sq, cq) {
-            (Some(sq), _) => sq.ring(value).err().map(|_| Event::INVALID_DOORBELL_VALUE),
+            (Some(sq), _) => match sq.ring(value) {
+                Ok(()) if writer == Writer::Cpu && sq.id != 0 => {
+                    worker::run_here(self, &sq);
+                    None
+                }
+                Ok(()) => {
+                    sq.wake.notify();
+                    None
+                }
+                Err(_) => Some(Event::INVALID_DOORBELL_VALUE),
+            },
             (_, Some(cq)) => {
                 let refused = cq.ring(value).err().map(|_| Event::INVALID_DOORBELL_VALUE);
                 if let Some(port) = port.filter(|port| !port.msix_enabled()) {
@@ -158,13 +180,18 @@ impl Shared {
             _ => Some(Event::INVALID_DOORBELL),
         };
         if let Some(event) = event {
-            if self.mistakes.is_worth_a_line() {
-                tracing::warn!(qid, value, "bad doorbell write");
-            }
-            lock(&self.errors).doorbell(qid);
-            lock(&self.events).push(event);
-            self.wake.notify();
+            self.bad_doorbell(qid, value, event);
         }
+    }
+
+    /// The host wrote a doorbell that is not there, or what no doorbell can be.
+    pub(crate) fn bad_doorbell(&self, qid: u16, value: u32, event: Event) {
+        if self.mistakes.is_worth_a_line() {
+            tracing::warn!(qid, value, "bad doorbell write");
+        }
+        lock(&self.errors).doorbell(qid);
+        lock(&self.events).push(event);
+        self.wake.notify();
     }
 
     /// Lets the windows follow CMBMSC and PMRMSC.
@@ -242,6 +269,7 @@ impl NvmeController {
         let shared = Shared {
             registers: Mutex::new(Registers::new(config.cmb, pmr.clone())),
             queues: RwLock::new(QueueTable::new(config.io_queues)),
+            doorbell_buffer: Mutex::default(),
             features: Mutex::new(Features::new(config.io_queues)),
             events: Mutex::default(),
             errors: Mutex::default(),
@@ -303,6 +331,29 @@ impl NvmeController {
             self.shared.set_windows(&mut registers);
         }
         lock(&self.core).power_cut(&self.shared, port.as_ref());
+    }
+
+    fn write(&self, bar: u8, offset: u64, data: &[u8], writer: Writer) {
+        if bar != REGISTERS_BAR {
+            return;
+        }
+        let port = self.port();
+        if offset < DOORBELLS {
+            return self.shared.write_registers(port.as_ref(), offset, data);
+        }
+        if offset >= MSIX_TABLE.into() {
+            return;
+        }
+        match *data {
+            [a, b, c, d] if offset.is_multiple_of(4) => {
+                let value = u32::from_le_bytes([a, b, c, d]);
+                self.shared.doorbell(port.as_ref(), offset, value, writer);
+            }
+            _ if self.shared.mistakes.is_worth_a_line() => {
+                tracing::warn!(offset, length = data.len(), "doorbell write of a bad shape");
+            }
+            _ => {}
+        }
     }
 
     fn port(&self) -> Option<Port> {
@@ -416,26 +467,11 @@ impl Endpoint for NvmeController {
     }
 
     fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) {
-        if bar != REGISTERS_BAR {
-            return;
-        }
-        let port = self.port();
-        if offset < DOORBELLS {
-            return self.shared.write_registers(port.as_ref(), offset, data);
-        }
-        if offset >= MSIX_TABLE.into() {
-            return;
-        }
-        match *data {
-            [a, b, c, d] if offset.is_multiple_of(4) => {
-                let value = u32::from_le_bytes([a, b, c, d]);
-                self.shared.doorbell(port.as_ref(), offset, value);
-            }
-            _ if self.shared.mistakes.is_worth_a_line() => {
-                tracing::warn!(offset, length = data.len(), "doorbell write of a bad shape");
-            }
-            _ => {}
-        }
+        self.write(bar, offset, data, Writer::Peer);
+    }
+
+    fn cpu_write(&self, bar: u8, offset: u64, data: &[u8]) {
+        self.write(bar, offset, data, Writer::Cpu);
     }
 
     fn reset(&self, kind: ResetKind) {

@@ -123,6 +123,10 @@ fn controller(config: &NvmeConfig, namespaces: &Namespaces) -> IdentifyControlle
     id.unvmcap[0] = U64::new(unallocated);
     // Format NVM, of one namespace or with the broadcast NSID of all (FNA); Namespace Management and Attachment.
     id.oacs = U16::new(1 << 1 | 1 << 3);
+    if config.offers_shadow_doorbells() {
+        // Doorbell Buffer Config.
+        id.oacs |= U16::new(1 << 8);
+    }
     id.sqes = 6 << 4 | 6;
     id.cqes = 4 << 4 | 4;
     id.nn = U32::new(MAX_NAMESPACES);

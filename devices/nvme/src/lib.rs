@@ -37,7 +37,7 @@
 //! 8 bytes, protection information of types 2 and 3 and with guards of other than 16 bits, copies between namespaces,
 //! reservations, cryptographic erase, shared namespaces, sanitize, firmware update, directives,
 //! data that is partly in the CMB, the loss of what a write cache holds (a power cut keeps every write that the host's
-//! kernel keeps), the loss of the link in an NVM Subsystem Reset, shadow doorbells, weighted round robin, discontiguous
+//! kernel keeps), the loss of the link in an NVM Subsystem Reset, weighted round robin, discontiguous
 //! queues, page sizes other than 4 KiB, interrupt coalescing (stored, not acted on), asynchronous events other than
 //! bad doorbells, command sets other than NVM. A worker executes one command at a time.
 
@@ -63,6 +63,7 @@ mod queue;
 mod queue_table;
 mod regs;
 mod sgl;
+mod shadow;
 pub mod spec;
 mod trace;
 mod transfer;
@@ -75,4 +76,4 @@ pub use config::{
 };
 pub use controller::NvmeController;
 pub use faults::{Fault, FaultEffect, FaultId, Faults};
-pub use trace::{TRACE_CAPACITY, Trace, TraceEntry, TraceLog, TraceRange};
+pub use trace::{TRACE_CAPACITY, Trace, TraceDoorbell, TraceEntry, TraceLog, TraceRange};

@@ -42,6 +42,8 @@ fn stop<'a>(workers: impl IntoIterator<Item = &'a mut Worker>) {
             // A worker that panicked has said so; the controller goes on without it.
             let _ = thread.join();
         }
+        // The transport's thread may be at work in its place.
+        drop(lock(&worker.sq.executor));
     }
 }
 
@@ -102,6 +104,7 @@ impl Core {
         write(&shared.queues).clear();
         stop(self.workers.values_mut());
         self.workers.clear();
+        *lock(&shared.doorbell_buffer) = None;
         self.admin = None;
         self.aborted.clear();
         self.signal = false;
@@ -268,6 +271,8 @@ impl Core {
     ) -> io::Result<()> {
         let thread = Builder::new().name(format!("nvme-sq{}", sq.id)).spawn({
             let (shared, dma, sq) = (Arc::clone(shared), dma.of_queue(sq), Arc::clone(sq));
+            // Set once: a queue has one worker.
+            let _ = sq.dma.set(dma.clone());
             move || worker::run(&shared, &dma, &sq)
         })?;
         self.workers.insert(

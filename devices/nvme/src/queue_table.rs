@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use crate::queue::{CompletionQueue, SubmissionQueue};
 
 /// The queues by identifier; 0 are the admin queues.
-#[derive(Debug)]
 pub(crate) struct QueueTable {
     sqs: Vec<Option<Arc<SubmissionQueue>>>,
     cqs: Vec<Option<Arc<CompletionQueue>>>,
@@ -41,6 +40,16 @@ impl QueueTable {
         if let Some(slot) = self.cqs.get_mut(usize::from(qid)) {
             *slot = cq;
         }
+    }
+
+    /// The I/O queues.
+    #[allow(clippy::type_complexity)]
+    pub(crate) fn io_queues(&self) -> (Vec<Arc<SubmissionQueue>>, Vec<Arc<CompletionQueue>>) {
+        let (sqs, cqs) = (self.sqs.iter().skip(1), self.cqs.iter().skip(1));
+        (
+            sqs.flatten().cloned().collect(),
+            cqs.flatten().cloned().collect(),
+        )
     }
 
     pub(crate) fn clear(&mut self) {

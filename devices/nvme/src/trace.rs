@@ -52,12 +52,23 @@ pub struct TraceEntry {
     pub status: u16,
 }
 
-/// The commands recorded since the trace was enabled or last taken.
+/// A look at a shadow doorbell, or a write to a doorbell or event index in the host's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceDoorbell {
+    /// Its place.
+    pub range: TraceRange,
+    /// Written, not read.
+    pub write: bool,
+}
+
+/// What was recorded since the trace was enabled or last taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TraceLog {
-    /// In order of completion for each queue.
+    /// Commands, in order of completion for each queue.
     pub entries: Vec<TraceEntry>,
-    /// Commands that found the trace full and are missing.
+    /// Accesses to shadow doorbells.
+    pub doorbells: Vec<TraceDoorbell>,
+    /// Commands and accesses that found the trace full and are missing.
     pub lost: u64,
 }
 
@@ -79,6 +90,20 @@ impl Trace {
         std::mem::take(&mut *lock(&self.log))
     }
 
+    /// Records an access to a shadow doorbell, before it happens.
+    pub(crate) fn doorbell(&self, dma: &Dma, range: DmaRange, write: bool) {
+        if !self.enabled.load(Ordering::Acquire) {
+            return;
+        }
+        let range = mark(dma, &range);
+        let mut log = lock(&self.log);
+        if log.doorbells.len() < TRACE_CAPACITY {
+            log.doorbells.push(TraceDoorbell { range, write });
+        } else {
+            log.lost += 1;
+        }
+    }
+
     pub(crate) fn record(
         &self,
         dma: &Dma,
@@ -91,11 +116,7 @@ impl Trace {
         if !self.enabled.load(Ordering::Acquire) {
             return;
         }
-        let mark = |range: &DmaRange| TraceRange {
-            address: range.address,
-            length: range.length,
-            internal: dma.place(*range).is_inside(),
-        };
+        let mark = |range: &DmaRange| mark(dma, range);
         let blocks = match (queue, command.opcode) {
             (
                 1..,
@@ -132,5 +153,13 @@ impl Trace {
         } else {
             log.lost += 1;
         }
+    }
+}
+
+fn mark(dma: &Dma, range: &DmaRange) -> TraceRange {
+    TraceRange {
+        address: range.address,
+        length: range.length,
+        internal: dma.place(*range).is_inside(),
     }
 }

@@ -76,6 +76,13 @@ pub(crate) trait FunctionLink: Send + Sync {
     fn count_delayed_msix(&self, messages: usize);
 }
 
+/// Whose write it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writer {
+    Cpu,
+    Peer,
+}
+
 /// The INTx pin, and the eventfd that carries its level to the transport.
 #[derive(Debug, Default)]
 struct Intx {
@@ -255,7 +262,7 @@ impl Function {
         let address = bus_address(&state, bar, offset);
         if state.decodes() {
             self.link.count_cpu_write(address, data.len());
-            self.serve_write(declared, offset, data);
+            self.serve_write(declared, offset, data, Writer::Cpu);
         } else {
             self.refuse(true, address, data.len());
         }
@@ -285,7 +292,7 @@ impl Function {
             .filter(|b| check_range(b.size, offset, data.len()).is_ok())
             .filter(|_| self.decode_state().decodes() && !self.is_detached())
         {
-            self.serve_write(bar, offset, data);
+            self.serve_write(bar, offset, data, Writer::Peer);
         }
     }
 
@@ -547,7 +554,7 @@ impl Function {
     }
 
     /// The range lies inside the BAR.
-    fn serve_write(&self, bar: &BarDeclaration, offset: u64, data: &[u8]) {
+    fn serve_write(&self, bar: &BarDeclaration, offset: u64, data: &[u8], writer: Writer) {
         let (mut offset, mut rest) = (offset, data);
         while !rest.is_empty() {
             let (structure, length) = self.locate(bar.index, offset, rest.len());
@@ -558,7 +565,10 @@ impl Function {
                 }
                 // The Pending Bit Array is read-only.
                 (Structure::Pba(_), _, _) => {}
-                (_, _, BarBacking::Registers) => self.endpoint.bar_write(bar.index, offset, run),
+                (_, _, BarBacking::Registers) => match writer {
+                    Writer::Cpu => self.endpoint.cpu_write(bar.index, offset, run),
+                    Writer::Peer => self.endpoint.bar_write(bar.index, offset, run),
+                },
                 (_, _, BarBacking::Memory(memory)) => {
                     if !memory.write(offset, run) {
                         tracing::debug!(function = self.name, offset, "a write to closed memory");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use p2plab_nvme::{Backing, CmbConfig, Metadata, NamespaceConfig, NvmeConfig, NvmeController};
-use p2plab_pcie::{Endpoint, Fabric, FabricBuilder, FabricError, Function, Traffic};
+use p2plab_pcie::{CpuAccess, Endpoint, Fabric, FabricBuilder, FabricError, Function, Traffic};
 use p2plab_vfio_user::{Server, SocketAddress};
 
 use super::LabError;
@@ -17,6 +17,8 @@ pub struct Devices {
     fabric: Arc<Fabric>,
     devices: Vec<Device>,
     shape: MachineShape,
+    /// Whether SSDs offer shadow doorbells.
+    shadow_doorbells: bool,
 }
 
 /// One endpoint with its server.
@@ -48,6 +50,10 @@ impl Devices {
             fabric: build_fabric(&shape)?,
             devices: Vec::new(),
             shape,
+            shadow_doorbells: !topology
+                .endpoints
+                .iter()
+                .any(|e| has_trapped_memory(&e.device)),
         };
         for endpoint in &topology.endpoints {
             let address = match socket_directory {
@@ -64,7 +70,9 @@ impl Devices {
     fn plug(&mut self, options: &EndpointOptions, address: SocketAddress) -> Result<(), LabError> {
         let (model, endpoint): (Model, Arc<dyn Endpoint>) = match &options.device {
             DeviceOptions::Nvme(nvme) => {
-                let controller = Arc::new(NvmeController::new(nvme_config(&options.name, nvme))?);
+                let mut config = nvme_config(&options.name, nvme);
+                config.shadow_doorbells = self.shadow_doorbells;
+                let controller = Arc::new(NvmeController::new(config)?);
                 (Model::Nvme(controller.clone()), controller)
             }
         };
@@ -233,6 +241,14 @@ impl Drop for Device {
             server.stop();
         }
     }
+}
+
+/// Whether the CPU writes into memory of the device by messages, which doorbells in the guest's memory would overtake
+/// (see [`NvmeConfig::shadow_doorbells`]).
+fn has_trapped_memory(device: &DeviceOptions) -> bool {
+    let DeviceOptions::Nvme(nvme) = device;
+    nvme.cmb
+        .is_some_and(|cmb| cmb.cpu_access == CpuAccess::Trapped)
 }
 
 fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {

@@ -1,5 +1,6 @@
 //! Admin commands (Base 5). They run on the controller's thread, one at a time.
 
+mod doorbell_buffer;
 mod format;
 mod namespaces;
 mod queues;
@@ -52,6 +53,9 @@ pub(crate) fn execute(
         }
         opcode::NAMESPACE_ATTACHMENT => {
             namespaces::attach(shared, dma, command, transfer).map(done)
+        }
+        opcode::DOORBELL_BUFFER_CONFIG => {
+            doorbell_buffer::configure(shared, dma, command).map(done)
         }
         opcode::ABORT => Ok(Outcome::Done(abort(core, shared, command))),
         opcode::ASYNC_EVENT_REQUEST => lock(&shared.events)

@@ -52,6 +52,10 @@ pub(super) fn create_cq(shared: &Shared, dma: &Dma, command: &Command) -> Result
     dma.check_queue(memory, cqs)?;
     let vector = cdw11.ien().then_some(cdw11.iv());
     let cq = Arc::new(CompletionQueue::new(qid, memory.address, entries, vector));
+    if let Some(buffer) = *lock(&shared.doorbell_buffer) {
+        cq.adopt(dma, &shared.trace, buffer)
+            .map_err(|_| Status::DATA_TRANSFER_ERROR)?;
+    }
     write(&shared.queues).set_cq(qid, Some(cq));
     Ok(())
 }
@@ -81,6 +85,7 @@ pub(super) fn create_sq(
     let sqs = shared.cmb.as_ref().is_some_and(|cmb| cmb.config.sqs);
     dma.check_queue(memory, sqs)?;
     let wake = Arc::new(Wake::default());
+    let buffer = *lock(&shared.doorbell_buffer);
     cq.attach(qid, Arc::clone(&wake));
     let sq = Arc::new(SubmissionQueue::new(
         qid,
@@ -89,6 +94,12 @@ pub(super) fn create_sq(
         Arc::clone(&cq),
         wake,
     ));
+    if let Some(buffer) = buffer
+        && sq.adopt(dma, &shared.trace, buffer).is_err()
+    {
+        cq.detach(qid);
+        return Err(Status::DATA_TRANSFER_ERROR);
+    }
     if let Err(error) = core.start_worker(shared, dma, &sq) {
         tracing::error!(%error, qid, "no thread for a submission queue");
         cq.detach(qid);

@@ -101,6 +101,7 @@ pub mod admin {
     pub const ASYNC_EVENT_REQUEST: u8 = 0x0c;
     pub const NAMESPACE_MANAGEMENT: u8 = 0x0d;
     pub const NAMESPACE_ATTACHMENT: u8 = 0x15;
+    pub const DOORBELL_BUFFER_CONFIG: u8 = 0x7c;
     pub const FORMAT_NVM: u8 = 0x80;
 }
 

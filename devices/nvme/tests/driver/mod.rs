@@ -109,6 +109,8 @@ impl Rig {
             pmr_address,
             next_page: 0x1000 + number * HOST_MEMORY / 2,
             next_cid: 0,
+            shadow: None,
+            rings: 0,
             io_queues: Vec::new(),
             admin: Ring::default(),
         };
@@ -137,11 +139,33 @@ pub struct Driver {
     pub pmr_address: u64,
     pub admin: Ring,
     pub io_queues: Vec<Ring>,
+    /// Shadow Doorbell and EventIdx buffers, where they are in use.
+    pub shadow: Option<(u64, u64)>,
+    /// Doorbell registers of I/O queues written.
+    pub rings: u64,
     next_page: u64,
     next_cid: u16,
 }
 
 impl Driver {
+    /// Moves a doorbell of queue `id`, the tail's or, `head`, the completion queue's, to `new`. With shadow doorbells
+    /// the register is written only if the controller has asked for it, as Linux does it (nvme_dbbuf_need_event).
+    fn move_doorbell(&mut self, id: u16, head: bool, new: u16) {
+        let index = 2 * u64::from(id) + u64::from(head);
+        if let Some((doorbells, events)) = self.shadow.filter(|_| id != 0) {
+            let word = |bytes: Vec<u8>| u32::from_le_bytes(bytes.try_into().unwrap()) as u16;
+            let old = word(self.load(doorbells + 4 * index, 4));
+            self.store(doorbells + 4 * index, &u32::from(new).to_le_bytes());
+            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            let event = word(self.load(events + 4 * index, 4));
+            if new.wrapping_sub(event).wrapping_sub(1) >= new.wrapping_sub(old) {
+                return;
+            }
+        }
+        self.rings += u64::from(id != 0);
+        self.write32(offset::DOORBELLS + 4 * index, new.into());
+    }
+
     fn program_config_space(&mut self, registers: u64) {
         let write = |at: u64, value: u32| {
             self.function
@@ -312,7 +336,7 @@ impl Driver {
 
     pub fn ring_doorbell(&mut self, index: usize) {
         let ring = self.queue(index).clone();
-        self.write32(offset::DOORBELLS + 8 * u64::from(ring.id), ring.tail.into());
+        self.move_doorbell(ring.id, false, ring.tail);
     }
 
     pub fn submit(&mut self, index: usize, command: Command) -> u16 {
@@ -336,7 +360,7 @@ impl Driver {
             (ring.head, ring.phase) = (0, !ring.phase);
         }
         let (id, head) = (ring.id, ring.head);
-        self.write32(offset::DOORBELLS + 8 * u64::from(id) + 4, head.into());
+        self.move_doorbell(id, true, head);
         Some(completion)
     }
 
