@@ -295,6 +295,9 @@ fn protection_information_of_blocks_without_data() {
         assert_eq!(d.load(mptr, 64), expected);
         assert_eq!(d.load(buffer, 4096), [0; 4096]);
     }
+    let checked = meta(zeroes, 0, PRACT | GUARD);
+    let invalid = fails(Status::INVALID_PROTECTION_INFORMATION);
+    assert_eq!(run(&mut d, checked), invalid);
     let range = d.pages(1);
     d.store(
         range,

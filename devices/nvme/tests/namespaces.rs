@@ -260,6 +260,9 @@ fn a_null_namespace_forgets() {
         read.cdw12 = (read.cdw12.get() | 1 << 29 | 1 << 28).into();
         run(&mut d, read).unwrap();
         assert_eq!(d.load(page, 4096), [0; 4096]);
+        // In no time, large as it is.
+        format(&mut d, 1, 1).unwrap();
+        format(&mut d, 1, if shift == 9 { 0 } else { 3 | 1 << 5 }).unwrap();
         let outside = command(&mut d, io::READ, blocks, 1, shift, page);
         assert_eq!(run(&mut d, outside), fails(Status::LBA_OUT_OF_RANGE));
     }

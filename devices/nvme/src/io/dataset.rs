@@ -28,9 +28,14 @@ pub(super) fn write_zeroes(
 ) -> Result<(), Status> {
     let extent = limited_extent(ns, command, PAGE_SIZE << WZSL)?;
     refuse_if_read_only(ns)?;
+    let protection = Protection::of(command);
+    // There is nothing to check.
+    if ns.format.protected && protection.checks() {
+        return Err(Status::INVALID_PROTECTION_INFORMATION);
+    }
     ns.write_zeroes(&extent).map_err(write_fault)?;
     if ns.format.protected {
-        protect_zeroes(ns, &extent, &Protection::of(command))?;
+        protect_zeroes(ns, &extent, &protection)?;
     }
     written(shared, ns, &extent, super::fua(command))
 }

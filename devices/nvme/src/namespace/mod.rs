@@ -149,7 +149,7 @@ impl Namespace {
         drop(self);
         // Nothing is ever sent: this ends when the namespace does.
         let _ = receiver.recv();
-        let erased = backing::zero(&medium.file, 0, medium.size);
+        let erased = medium.erase();
         match erased.and_then(|()| Self::new(nsid, identity, medium.clone(), format)) {
             Ok(namespace) => (namespace, Ok(())),
             Err(error) => {
@@ -228,6 +228,9 @@ impl Namespace {
 
     /// Gives the blocks' storage back; they read as zeros. `false` where the file cannot.
     pub(crate) fn deallocate(&self, extent: &Extent) -> io::Result<bool> {
+        if self.medium.is_nothing() {
+            return Ok(true);
+        }
         if !backing::punch(&self.file, extent.offset, extent.length)? {
             return Ok(false);
         }
@@ -237,6 +240,9 @@ impl Namespace {
 
     /// Makes the blocks read as zeros.
     pub(crate) fn write_zeroes(&self, extent: &Extent) -> io::Result<()> {
+        if self.medium.is_nothing() {
+            return Ok(());
+        }
         backing::zero(&self.file, extent.offset, extent.length)?;
         self.clear_metadata(extent)
     }
