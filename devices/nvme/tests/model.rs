@@ -290,7 +290,7 @@ fn copy(
         nsid: 1.into(),
         prp1: at.list.into(),
         cdw10: (target as u32).into(),
-        cdw12: (ranges.len() as u32 - 1 | model.prinfo | model.prinfo >> 14).into(),
+        cdw12: ((ranges.len() as u32 - 1) | model.prinfo | model.prinfo >> 14).into(),
         cdw14: (target as u32).into(),
         ..Command::default()
     };
