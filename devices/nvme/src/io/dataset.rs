@@ -16,8 +16,9 @@ use crate::transfer::Transfer;
 /// Verify Size Limit: pages of a command, as a power of two. Verify reads what it verifies.
 pub(crate) const VSL: u8 = 11;
 
-/// Write Zeroes Size Limit: pages of a command, as a power of two. A file without holes has its zeros written.
-pub(crate) const WZSL: u8 = 14;
+/// Write Zeroes Size Limit: pages of a command, as a power of two. A file without holes has its zeros written. It is no
+/// more than NLB can say in blocks of 512 bytes: Linux makes requests of this size and cuts their NLB off.
+pub(crate) const WZSL: u8 = 13;
 
 /// Write Zeroes. Blocks that are to be zeroed may be deallocated whether the host asks for it (DEAC) or not, as
 /// deallocated blocks read as zeros (DLFEAT).
