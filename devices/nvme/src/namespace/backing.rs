@@ -119,6 +119,17 @@ impl Medium {
         }
     }
 
+    /// The blocks have no metadata any more. What is left in a file of it would not fit what is written from now on.
+    pub(crate) fn forget_metadata(&self) -> io::Result<()> {
+        let Companion::Beside(path) = &self.companion else {
+            return Ok(());
+        };
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// There is nothing to make zeros of.
     pub(crate) fn is_nothing(&self) -> bool {
         matches!(self.companion, Companion::Nothing)

@@ -144,12 +144,19 @@ impl Namespace {
     /// there, without metadata, and what they hold is not defined.
     pub(crate) fn formatted(self: Arc<Self>, format: Format) -> (Self, io::Result<()>) {
         let (nsid, identity, medium) = (self.nsid, self.identity, self.medium.clone());
+        let had_metadata = self.metadata.is_some();
         let (sender, receiver) = channel();
         *lock(&self.in_use) = Some(sender);
         drop(self);
         // Nothing is ever sent: this ends when the namespace does.
         let _ = receiver.recv();
-        let erased = medium.erase();
+        let erased = medium.erase().and_then(|()| {
+            if had_metadata && !format.has_metadata() {
+                medium.forget_metadata()
+            } else {
+                Ok(())
+            }
+        });
         match erased.and_then(|()| Self::new(nsid, identity, medium.clone(), format)) {
             Ok(namespace) => (namespace, Ok(())),
             Err(error) => {
