@@ -1,7 +1,8 @@
 //! The controller as an [`Endpoint`]: what it declares, its BARs, its resets, and the state that its threads
 //! share.
 //!
-//! Lock order: `Core`, then `registers`, then `queues`; the other locks are leaves.
+//! Lock order: `Core`, then `registers`, then `queues`; the other locks are leaves. A worker has its turn on a namespace
+//! around DMA and leaves.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};

@@ -29,7 +29,8 @@
 //!
 //! Blocks in a file last as the file does. Which namespaces there are and how they are formatted is the configuration's
 //! to say: what Format NVM and Namespace Management change survives every reset and unplugging, and ends with the
-//! process, as do created namespaces and the marks of Write Uncorrectable.
+//! process, as do created namespaces and the marks of Write Uncorrectable. A process that is killed between the data and
+//! the metadata of a write leaves one without the other, which a guard tells; it was not acknowledged.
 //!
 //! # Not implemented
 //!

@@ -297,4 +297,22 @@ mod tests {
         formatted.file.read_exact_at(&mut data, 0).unwrap();
         assert_eq!(data, [0; 512]);
     }
+
+    /// The controller goes on with blocks, whatever became of the file beside them.
+    #[test]
+    fn a_format_that_fails_leaves_blocks() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, [7; 8192]).unwrap();
+        let ns = Namespace::open(1, &NamespaceConfig::file(&path)).unwrap();
+        let all = Namespaces::new([ns], 0);
+        std::fs::create_dir(dir.path().join("disk.meta")).unwrap();
+        assert_eq!(all.format(1, format(3)), Err(Status::WRITE_FAULT));
+        let left = all.get(1).unwrap();
+        assert_eq!(
+            (left.block_shift, left.format.index, left.blocks),
+            (12, 1, 2)
+        );
+        assert_eq!(std::fs::read(&path).unwrap(), [0; 8192]);
+    }
 }

@@ -37,7 +37,7 @@ fn what_identify_claims() {
     let limits = identify(&mut d, cns::CONTROLLER_CSI, 0).unwrap();
     assert_eq!(
         limits[..16],
-        [[11, 14, 0, 0], [0; 4], [0; 4], [0; 4]].concat()
+        [[11, 13, 0, 0], [0; 4], [0; 4], [0; 4]].concat()
     );
     let ns = identify_namespace(&mut d, 1);
     assert_eq!((ns.mssrl.get(), ns.mcl.get(), ns.msrc_z), (8192, 8192, 127));

@@ -295,6 +295,9 @@ fn protection_information_of_blocks_without_data() {
         assert_eq!(d.load(mptr, 64), expected);
         assert_eq!(d.load(buffer, 4096), [0; 4096]);
     }
+    let checked = meta(zeroes, 0, PRACT | GUARD);
+    let invalid = fails(Status::INVALID_PROTECTION_INFORMATION);
+    assert_eq!(run(&mut d, checked), invalid);
     let range = d.pages(1);
     d.store(
         range,
@@ -439,8 +442,18 @@ fn metadata_of_a_file_is_in_a_file_beside_it() {
     run(&mut d, read).unwrap();
     assert_eq!(d.load(mptr, 128), tuples(&data, 512, 0x1234, 3));
     drop(d);
+    // A format with metadata starts with none, and one without leaves none.
+    let mut rig = Rig::new();
+    let mut d = plug(&mut rig, |c| {
+        c.namespaces[0] = file_config(&path, Metadata::Protection);
+    });
+    format(&mut d, 1, PROTECTED_4096).unwrap();
+    assert_eq!(std::fs::read(&beside).unwrap(), [0; 256 * 8]);
+    format(&mut d, 1, 0).unwrap();
+    assert!(!beside.exists());
+    assert!(std::fs::read(&path).unwrap() == vec![0; 1 << 20]);
+    drop(d);
     // Without metadata nothing is made beside a file.
-    std::fs::remove_file(&beside).unwrap();
     let mut cfg = config("a");
     cfg.namespaces[0] = file_config(&path, Metadata::None);
     NvmeController::new(cfg.clone()).unwrap();

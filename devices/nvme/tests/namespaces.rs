@@ -260,6 +260,9 @@ fn a_null_namespace_forgets() {
         read.cdw12 = (read.cdw12.get() | 1 << 29 | 1 << 28).into();
         run(&mut d, read).unwrap();
         assert_eq!(d.load(page, 4096), [0; 4096]);
+        // In no time, large as it is.
+        format(&mut d, 1, 1).unwrap();
+        format(&mut d, 1, if shift == 9 { 0 } else { 3 | 1 << 5 }).unwrap();
         let outside = command(&mut d, io::READ, blocks, 1, shift, page);
         assert_eq!(run(&mut d, outside), fails(Status::LBA_OUT_OF_RANGE));
     }
@@ -299,4 +302,22 @@ fn sparse_namespaces() {
         format(&mut d, 1, 1).unwrap();
         assert_eq!(file.metadata().unwrap().blocks(), 0);
     }
+}
+
+/// Deleting a namespace gives its capacity back and leaves the user's file alone.
+#[test]
+fn a_deleted_namespace_leaves_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, pattern(1, MIB as usize)).unwrap();
+    let mut rig = Rig::new();
+    let mut d = plug(&mut rig, |c| c.namespaces[0] = NamespaceConfig::file(&path));
+    delete(&mut d, 1).unwrap();
+    assert_eq!(capacities(&mut d), (MIB, MIB));
+    assert_eq!(create(&mut d, MIB / 4096, 1, 0), Ok(1));
+    attach(&mut d, 1, sel::ATTACH, &[0]).unwrap();
+    let page = d.pages(1);
+    let write = command(&mut d, io::WRITE, 0, 1, 12, page);
+    run(&mut d, write).unwrap();
+    assert!(std::fs::read(&path).unwrap() == pattern(1, MIB as usize));
 }

@@ -16,8 +16,9 @@ use crate::transfer::Transfer;
 /// Verify Size Limit: pages of a command, as a power of two. Verify reads what it verifies.
 pub(crate) const VSL: u8 = 11;
 
-/// Write Zeroes Size Limit: pages of a command, as a power of two. A file without holes has its zeros written.
-pub(crate) const WZSL: u8 = 14;
+/// Write Zeroes Size Limit: pages of a command, as a power of two. A file without holes has its zeros written. It is no
+/// more than NLB can say in blocks of 512 bytes: Linux makes requests of this size and cuts their NLB off.
+pub(crate) const WZSL: u8 = 13;
 
 /// Write Zeroes. Blocks that are to be zeroed may be deallocated whether the host asks for it (DEAC) or not, as
 /// deallocated blocks read as zeros (DLFEAT).
@@ -28,9 +29,14 @@ pub(super) fn write_zeroes(
 ) -> Result<(), Status> {
     let extent = limited_extent(ns, command, PAGE_SIZE << WZSL)?;
     refuse_if_read_only(ns)?;
+    let protection = Protection::of(command);
+    // There is nothing to check.
+    if ns.format.protected && protection.checks() {
+        return Err(Status::INVALID_PROTECTION_INFORMATION);
+    }
     ns.write_zeroes(&extent).map_err(write_fault)?;
     if ns.format.protected {
-        protect_zeroes(ns, &extent, &Protection::of(command))?;
+        protect_zeroes(ns, &extent, &protection)?;
     }
     written(shared, ns, &extent, super::fua(command))
 }

@@ -119,6 +119,36 @@ impl Medium {
         }
     }
 
+    /// The blocks have no metadata any more. What is left in a file of it would not fit what is written from now on.
+    pub(crate) fn forget_metadata(&self) -> io::Result<()> {
+        let Companion::Beside(path) = &self.companion else {
+            return Ok(());
+        };
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// There is nothing to make zeros of.
+    pub(crate) fn is_nothing(&self) -> bool {
+        matches!(self.companion, Companion::Nothing)
+    }
+
+    /// Makes all bytes read as zeros.
+    pub(crate) fn erase(&self) -> io::Result<()> {
+        if self.is_nothing() || punch(&self.file, 0, self.size)? {
+            return Ok(());
+        }
+        let found = self.file.metadata()?;
+        if found.is_file() && found.len() == self.size {
+            // A file system without holes still has files that end and grow.
+            self.file.set_len(0)?;
+            return self.file.set_len(self.size);
+        }
+        zero(&self.file, 0, self.size)
+    }
+
     /// The path of the metadata, for messages.
     pub(crate) fn metadata_path(&self) -> PathBuf {
         match &self.companion {

@@ -144,12 +144,19 @@ impl Namespace {
     /// there, without metadata, and what they hold is not defined.
     pub(crate) fn formatted(self: Arc<Self>, format: Format) -> (Self, io::Result<()>) {
         let (nsid, identity, medium) = (self.nsid, self.identity, self.medium.clone());
+        let had_metadata = self.metadata.is_some();
         let (sender, receiver) = channel();
         *lock(&self.in_use) = Some(sender);
         drop(self);
         // Nothing is ever sent: this ends when the namespace does.
         let _ = receiver.recv();
-        let erased = backing::zero(&medium.file, 0, medium.size);
+        let erased = medium.erase().and_then(|()| {
+            if had_metadata && !format.has_metadata() {
+                medium.forget_metadata()
+            } else {
+                Ok(())
+            }
+        });
         match erased.and_then(|()| Self::new(nsid, identity, medium.clone(), format)) {
             Ok(namespace) => (namespace, Ok(())),
             Err(error) => {
@@ -228,6 +235,9 @@ impl Namespace {
 
     /// Gives the blocks' storage back; they read as zeros. `false` where the file cannot.
     pub(crate) fn deallocate(&self, extent: &Extent) -> io::Result<bool> {
+        if self.medium.is_nothing() {
+            return Ok(true);
+        }
         if !backing::punch(&self.file, extent.offset, extent.length)? {
             return Ok(false);
         }
@@ -237,6 +247,9 @@ impl Namespace {
 
     /// Makes the blocks read as zeros.
     pub(crate) fn write_zeroes(&self, extent: &Extent) -> io::Result<()> {
+        if self.medium.is_nothing() {
+            return Ok(());
+        }
         backing::zero(&self.file, extent.offset, extent.length)?;
         self.clear_metadata(extent)
     }

@@ -82,7 +82,7 @@ impl Protection {
     }
 
     /// Whether one of the PRCHK bits is set.
-    fn checks(&self) -> bool {
+    pub(crate) fn checks(&self) -> bool {
         self.info.guard() || self.info.application() || self.info.reference()
     }
 
