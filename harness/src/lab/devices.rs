@@ -4,13 +4,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use p2plab_nvme::{Backing, CmbConfig, Metadata, NamespaceConfig, NvmeConfig, NvmeController};
+use p2plab_nvme::{
+    Backing, CmbConfig, Metadata, NamespaceConfig, NvmeConfig, NvmeController, PmrBacking,
+    PmrConfig,
+};
 use p2plab_pcie::{CpuAccess, Endpoint, Fabric, FabricBuilder, FabricError, Function, Traffic};
 use p2plab_vfio_user::{Server, SocketAddress};
 
 use super::LabError;
 use crate::shape::{self, MachineShape, PortShape};
-use crate::topology::{self, DeviceOptions, EndpointOptions, NvmeOptions, Topology};
+use crate::topology::{
+    self, DeviceOptions, EndpointOptions, NamespaceOptions, NvmeOptions, Topology,
+};
 
 /// Fabric, endpoints and servers of one topology. Dropping it ends them all.
 pub struct Devices {
@@ -247,12 +252,48 @@ impl Drop for Device {
 /// (see [`NvmeConfig::shadow_doorbells`]).
 fn has_trapped_memory(device: &DeviceOptions) -> bool {
     let DeviceOptions::Nvme(nvme) = device;
-    nvme.cmb
-        .is_some_and(|cmb| cmb.cpu_access == CpuAccess::Trapped)
+    let trapped = |access| access == CpuAccess::Trapped;
+    nvme.cmb.is_some_and(|cmb| trapped(cmb.cpu_access))
+        || nvme.pmr.as_ref().is_some_and(|pmr| trapped(pmr.cpu_access))
 }
 
 fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
     let mut config = NvmeConfig::new(options.serial.clone().unwrap_or_else(|| name.to_owned()));
+    config.namespaces = options.namespaces.iter().map(namespace_config).collect();
+    config.io_queues = options.io_queues;
+    config.msix = options.interrupts == topology::Interrupts::MsiX;
+    config.cmb = options.cmb.map(|cmb| CmbConfig {
+        size: cmb.size,
+        offset: cmb.offset,
+        cpu_access: cmb.cpu_access,
+        scheme: cmb.scheme,
+        sqs: cmb.submission_queues,
+        cqs: cmb.completion_queues,
+        lists: cmb.lists,
+        rds: cmb.read_data,
+        wds: cmb.write_data,
+        cdpmls: cmb.mixed_lists,
+        cdpcils: cmb.independent_lists,
+    });
+    config.pmr = options.pmr.as_ref().map(|pmr| PmrConfig {
+        backing: match &pmr.backing {
+            topology::Backing::Memory => PmrBacking::Memory,
+            topology::Backing::File { path, create } => PmrBacking::File {
+                path: path.clone(),
+                create: *create,
+            },
+        },
+        cpu_access: pmr.cpu_access,
+        rds: pmr.read_data,
+        wds: pmr.write_data,
+        ready_after: pmr.ready_after,
+        ..PmrConfig::memory(pmr.size)
+    });
+    config.faults.clone_from(&options.faults);
+    config
+}
+
+fn namespace_config(options: &NamespaceOptions) -> NamespaceConfig {
     let backing = match &options.backing {
         topology::Backing::Memory => Backing::Memory { size: options.size },
         topology::Backing::File { path, create } => Backing::File {
@@ -261,20 +302,12 @@ fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
             create: *create,
         },
     };
-    config.namespaces.push(NamespaceConfig {
+    NamespaceConfig {
         backing,
         block_size: options.block_size,
         read_only: options.read_only,
         metadata: Metadata::None,
-    });
-    config.io_queues = options.io_queues;
-    config.msix = options.interrupts == topology::Interrupts::MsiX;
-    config.cmb = options.cmb.map(|cmb| CmbConfig {
-        cpu_access: cmb.cpu_access,
-        sqs: cmb.submission_queues,
-        ..CmbConfig::new(cmb.size)
-    });
-    config
+    }
 }
 
 fn build_fabric(shape: &MachineShape) -> Result<Arc<Fabric>, FabricError> {

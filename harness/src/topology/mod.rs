@@ -27,12 +27,18 @@ mod error;
 mod host;
 mod read;
 pub mod sizes;
+pub mod times;
 mod write;
 
 use std::path::PathBuf;
 
 pub use builder::TopologyBuilder;
-pub use device::{Backing, CmbOptions, DeviceOptions, Interrupts, Nvme, NvmeOptions};
+pub use device::{
+    Backing, CmbOptions, DeviceOptions, Interrupts, NamespaceOptions, Nvme, NvmeOptions, PmrOptions,
+};
+/// How a guest finds a CMB, and what commands may meet: the NVMe model's own.
+pub use p2plab_nvme::{CmbScheme, Fault, FaultEffect};
+
 pub use error::{Place, TopologyError, TopologyFault};
 pub use sizes::{GIB, KIB, MIB};
 
