@@ -27,6 +27,7 @@ use crate::locks::{lock, read};
 use crate::namespace::Namespace;
 use crate::namespaces::{MAX_NAMESPACES, Namespaces};
 use crate::pmr::Pmr;
+use crate::polling::Polling;
 use crate::queue::{CompletionQueue, SubmissionQueue, Wake};
 use crate::queue_table::QueueTable;
 use crate::regs::Registers;
@@ -65,6 +66,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) mistakes: Mistakes,
     pub(crate) trace: Trace,
+    pub(crate) polling: Polling,
     pub(crate) faults: Faults,
     /// Wakes the controller's thread.
     pub(crate) wake: Arc<Wake>,
@@ -277,6 +279,7 @@ impl NvmeController {
             counters: Counters::new(),
             mistakes: Mistakes::default(),
             trace: Trace::default(),
+            polling: Polling::default(),
             faults: Faults::new(config.faults.clone()),
             wake: Arc::default(),
             exit: AtomicBool::new(false),
@@ -473,6 +476,10 @@ impl Endpoint for NvmeController {
 
     fn cpu_write(&self, bar: u8, offset: u64, data: &[u8]) {
         self.write(bar, offset, data, Writer::Cpu);
+    }
+
+    fn poll(&self) -> bool {
+        worker::poll(&self.shared)
     }
 
     fn reset(&self, kind: ResetKind) {

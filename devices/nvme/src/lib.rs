@@ -59,6 +59,7 @@ mod logs;
 mod namespace;
 mod namespaces;
 mod pmr;
+mod polling;
 mod prp;
 mod queue;
 mod queue_table;

@@ -14,7 +14,8 @@ use crate::dma::Dma;
 use crate::events::Event;
 use crate::faults;
 use crate::io;
-use crate::locks::lock;
+use crate::locks::{lock, read};
+use crate::polling::Next;
 use crate::queue::{Permit, Reply, ShadowError, SubmissionQueue};
 use crate::spec::command::{Command, FUSE, FUSE_FIRST, FUSE_SECOND, ReadWriteCdw12, io as opcode};
 use crate::spec::status::Status;
@@ -68,23 +69,58 @@ pub(crate) fn run(shared: &Shared, dma: &Dma, sq: &SubmissionQueue) {
     }
 }
 
+/// A visit of the transport's thread.
+#[derive(Clone, Copy, Debug)]
+struct Visit {
+    /// When it is over.
+    end: Instant,
+    /// Whether the host is to be asked for a doorbell afterwards: nobody will look.
+    ask: bool,
+}
+
 /// Does what a doorbell write of the CPU asks for on the transport's thread, if nobody is at it: a command that takes
 /// microseconds is over before a worker would have woken up. What takes longer is left to the worker.
 pub(crate) fn run_here(shared: &Shared, sq: &SubmissionQueue) {
-    let executor = match sq.executor.try_lock() {
-        Ok(executor) => Some(executor),
-        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-        // Whoever holds it may have looked for the last time: the worker looks again.
-        Err(TryLockError::WouldBlock) => None,
+    shared.polling.command();
+    // Whoever is at work may have looked for the last time: the worker looks again.
+    if visit(shared, sq, !shared.polling.will_look()).is_none() {
+        sq.wake.notify();
+    }
+}
+
+/// The transport's thread has nothing else to do and looks for commands; returns whether it is to come again.
+pub(crate) fn poll(shared: &Shared) -> bool {
+    let ask = match shared.polling.next() {
+        Next::Wait => return true,
+        Next::Look => false,
+        Next::Sleep if shared.polling.take_unasked() => true,
+        Next::Sleep => return false,
+    };
+    // Not under the lock: a queue whose memory fails takes it, too.
+    let (sqs, _) = read(&shared.queues).io_queues();
+    let mut found = false;
+    for sq in sqs {
+        let before = sq.head();
+        // A worker at work looks and asks by itself.
+        let _ = visit(shared, &sq, ask);
+        found |= sq.head() != before;
+    }
+    !ask || found
+}
+
+/// Works on `sq`, if nobody else does. The worker is told of what is left.
+fn visit(shared: &Shared, sq: &SubmissionQueue, ask: bool) -> Option<()> {
+    let mut executor = match sq.executor.try_lock() {
+        Ok(executor) => executor,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return None,
     };
     let end = Instant::now() + VISIT_TIME;
-    let rest = match (executor, sq.dma.get()) {
-        (Some(mut executor), Some(dma)) => executor.work(shared, dma, sq, Some(end)),
-        _ => Rest::Left,
-    };
+    let rest = executor.work(shared, sq.dma.get()?, sq, Some(Visit { end, ask }));
     if rest == Rest::Left {
         sq.wake.notify();
     }
+    Some(())
 }
 
 impl Executor {
@@ -94,18 +130,20 @@ impl Executor {
         shared: &Shared,
         dma: &Dma,
         sq: &SubmissionQueue,
-        visit: Option<Instant>,
+        visit: Option<Visit>,
     ) -> Rest {
+        let ask = visit.is_none_or(|visit| visit.ask);
+        let before = sq.head();
         let rest = loop {
             if sq.stop.load(Ordering::Acquire) {
                 break Rest::Idle;
             }
-            match self.find(shared, dma, sq) {
+            match self.find(shared, dma, sq, ask) {
                 Ok(true) => {}
                 Ok(false) => break Rest::Idle,
                 Err(error) => break failed(shared, "shadow doorbells", sq.id, &error),
             }
-            if visit.is_some_and(|end| Instant::now() >= end) {
+            if visit.is_some_and(|visit| Instant::now() >= visit.end) {
                 break Rest::Left;
             }
             let permit = match sq.cq.reserve_looking(dma, &shared.trace) {
@@ -129,15 +167,20 @@ impl Executor {
             }
         };
         self.signal(shared, dma, sq);
+        if sq.head() != before {
+            shared.polling.done();
+        }
         rest
     }
 
-    /// Whether there is a command. Looks into the host's memory for one, and asks for a doorbell if there is none.
+    /// Whether there is a command. Looks into the host's memory for one, and, to `ask`, has the host write the doorbell
+    /// register with the next if there is none.
     fn find(
         &mut self,
         shared: &Shared,
         dma: &Dma,
         sq: &SubmissionQueue,
+        ask: bool,
     ) -> Result<bool, ShadowError> {
         let found = |sq: &SubmissionQueue| !sq.is_empty();
         if self.ahead.is_some() || found(sq) {
@@ -155,7 +198,9 @@ impl Executor {
             return Ok(true);
         }
         self.signal(shared, dma, sq);
-        told(sq.ask(dma, &shared.trace))?;
+        if ask {
+            told(sq.ask(dma, &shared.trace))?;
+        }
         Ok(found(sq))
     }
 

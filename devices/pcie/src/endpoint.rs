@@ -129,6 +129,14 @@ pub trait Endpoint: Send + Sync {
         self.bar_write(bar, offset, data);
     }
 
+    /// The transport has no message for the device, and looks for work that the guest may have announced in its own
+    /// memory: the device does what it finds. Returns whether to call again at once; otherwise the transport sleeps
+    /// until there is a message. A transport that polls does so always before it sleeps, and on the thread that
+    /// calls [`cpu_write`](Endpoint::cpu_write).
+    fn poll(&self) -> bool {
+        false
+    }
+
     /// Reset the device's own state. Returns when no DMA of the time before is in flight. Config space is
     /// reset by the caller, afterwards.
     fn reset(&self, kind: ResetKind);

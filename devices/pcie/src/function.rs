@@ -325,6 +325,12 @@ impl Function {
         self.endpoint.detach();
     }
 
+    /// Lets the endpoint look for work before the transport sleeps; returns whether to call again at once. See
+    /// [`Endpoint::poll`].
+    pub fn poll(&self) -> bool {
+        !self.is_detached() && self.endpoint.poll()
+    }
+
     /// Makes `length` bytes of `file`, from `file_offset`, host memory at bus address `address`. Without a
     /// file the range is remembered as not ours to touch (another device's BAR, reached through the fabric).
     ///

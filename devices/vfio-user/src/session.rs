@@ -41,7 +41,7 @@ impl<'a> Session<'a> {
         let mut inbox = Inbox::default();
         let mut outbox = Outbox::default();
         loop {
-            let received = match inbox.receive(stream) {
+            let received = match inbox.receive(stream, &mut || target.poll()) {
                 Ok(received) => received,
                 Err(ended) => return ended,
             };

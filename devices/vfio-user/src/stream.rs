@@ -79,10 +79,18 @@ impl Inbox {
         self.buffer.get(..self.length).unwrap_or_default()
     }
 
-    /// Waits for the next message and reads all of it.
-    pub(crate) fn receive(&mut self, stream: &UnixStream) -> Result<Received, Ended> {
+    /// Waits for the next message and reads all of it. While there is none `idle` is called, again and again as long as
+    /// it returns true; only then does the thread sleep.
+    pub(crate) fn receive(
+        &mut self,
+        stream: &UnixStream,
+        idle: &mut dyn FnMut() -> bool,
+    ) -> Result<Received, Ended> {
         self.length = 0;
         let mut bytes = [0; HEADER_SIZE];
+        if self.waiting.is_empty() {
+            await_message(stream, idle)?;
+        }
         self.take(stream, &mut bytes).map_err(|ended| match ended {
             Shortfall::None => Ended::Closed,
             Shortfall::Part => Ended::Truncated,
@@ -147,6 +155,23 @@ impl Inbox {
             self.taken = self.taken.wrapping_add(count as u64);
         }
         Ok(())
+    }
+}
+
+/// Returns when the socket has something to read, or its end, or when `idle` has nothing more to do.
+fn await_message(stream: &UnixStream, idle: &mut dyn FnMut() -> bool) -> io::Result<()> {
+    loop {
+        match rustix::net::recv(stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN) => {}
+            Err(Errno::INTR) => continue,
+            // Whatever it is, the read that follows finds it, too.
+            _ => return Ok(()),
+        }
+        if !idle() {
+            return Ok(());
+        }
+        // The guest's processors need the host's.
+        std::thread::yield_now();
     }
 }
 

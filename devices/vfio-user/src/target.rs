@@ -31,6 +31,7 @@ pub(crate) trait Target: Send + Sync {
     fn set_intx_trigger(&self, file: Option<File>);
     fn mask_intx(&self, masked: bool);
     fn reset(&self, kind: ResetKind);
+    fn poll(&self) -> bool;
 }
 
 macro_rules! forward {
@@ -68,4 +69,5 @@ forward! {
     fn set_intx_trigger(&self, file: Option<File>);
     fn mask_intx(&self, masked: bool);
     fn reset(&self, kind: ResetKind);
+    fn poll(&self) -> bool;
 }

@@ -173,6 +173,10 @@ impl Target for Fake {
         Ok(())
     }
 
+    fn poll(&self) -> bool {
+        false
+    }
+
     fn unmap_all_host_memory(&self) {
         self.note("unmap all".into());
     }
