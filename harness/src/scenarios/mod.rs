@@ -2,6 +2,7 @@
 
 pub mod bench_chunks;
 pub mod bench_io;
+pub mod bench_p2p;
 pub mod bench_qemu_nvme;
 pub mod bench_warm_start;
 pub mod copy;
@@ -96,7 +97,7 @@ pub struct Scenario {
 type Run = fn(&ScenarioOptions, &mut dyn Progress) -> Result<Box<dyn Report>, LabError>;
 
 /// All scenarios.
-pub const SCENARIOS: [Scenario; 5] = [
+pub const SCENARIOS: [Scenario; 6] = [
     Scenario {
         name: nvme_cmb_copy::NAME,
         summary: "copy between two NVMe SSDs, through host memory and through a CMB (example 2 of the talk)",
@@ -108,6 +109,12 @@ pub const SCENARIOS: [Scenario; 5] = [
         summary: "benchmark: the same copies between p2plab's SSDs and between QEMU's own, in turn",
         fixed: &["size", "chunk", "media"],
         run: |options, progress| Ok(Box::new(bench_qemu_nvme::run(options, progress)?)),
+    },
+    Scenario {
+        name: bench_p2p::NAME,
+        summary: "benchmark: the peer-to-peer copy beside a program on the host that copies the same files",
+        fixed: &[],
+        run: |options, progress| Ok(Box::new(bench_p2p::run(options, progress)?)),
     },
     Scenario {
         name: bench_io::NAME,

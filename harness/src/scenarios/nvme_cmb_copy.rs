@@ -20,6 +20,18 @@ const SMALLEST_CMB: u64 = 64 * MIB;
 /// # Errors
 /// See [`LabError`].
 pub fn run(options: &ScenarioOptions, progress: &mut dyn Progress) -> Result<CopyReport, LabError> {
+    let job = CopyJob {
+        scenario: NAME,
+        description: "from ssd0 to ssd1; classic: through host memory; p2p: through the CMB of ssd0",
+        source: "ssd0",
+        destination: "ssd1",
+        buffer: "ssd0",
+    };
+    copy::run(topology(NAME, options)?, &job, options, progress)
+}
+
+/// Two SSDs below one switch, the first with a CMB that is large enough.
+pub(super) fn topology(name: &str, options: &ScenarioOptions) -> Result<Topology, LabError> {
     let buffer = options
         .chunk
         .saturating_mul(u64::from(options.threads))
@@ -30,18 +42,11 @@ pub fn run(options: &ScenarioOptions, progress: &mut dyn Progress) -> Result<Cop
         .and_then(u64::checked_next_power_of_two)
         .unwrap_or(u64::MAX)
         .max(SMALLEST_CMB);
-    let topology = Topology::builder(NAME)
+    let topology = Topology::builder(name)
         .root_port("rp0")
         .switch("sw0", "rp0", 4)
         .nvme("ssd0", "sw0.0", copy::ssd("ssd0", options)?.cmb(cmb))
         .nvme("ssd1", "sw0.1", copy::ssd("ssd1", options)?)
         .build()?;
-    let job = CopyJob {
-        scenario: NAME,
-        description: "from ssd0 to ssd1; classic: through host memory; p2p: through the CMB of ssd0",
-        source: "ssd0",
-        destination: "ssd1",
-        buffer: "ssd0",
-    };
-    copy::run(topology, &job, options, progress)
+    Ok(topology)
 }
