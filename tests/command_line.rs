@@ -303,8 +303,17 @@ fn the_main_job_prints_its_table_and_writes_json() {
             usp["payload_bytes"],
             report["modes"][mode]["usp_payload_bytes"]
         );
+        // What ssd0 has read goes to memory, or stays in its CMB until ssd1 asks for it.
+        let (destination, kind) = match mode {
+            "classic" => ("memory", "MWr"),
+            _ => ("ssd1", "CplD"),
+        };
         let moved = |e: &&serde_json::Value| {
-            e["mode"] == mode && e["source"] == "ssd0" && e["kind"] == "CplD"
+            e["mode"] == mode
+                && e["source"] == "ssd0"
+                && e["destination"] == destination
+                && e["kind"] == kind
+                && e["payload_bytes"].as_u64() >= Some(64 << 20)
         };
         assert!(
             report["matrix"]

@@ -13,13 +13,13 @@ use crate::wait::{self, Deadline, DeadlineExceeded, lock};
 /// What kind of report the guest's kernel made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FaultKind {
-    /// RCU stall: a CPU has not passed through a quiescent state for 21 s (default).
+    /// RCU stall: a CPU has not passed through a quiescent state for 60 s (the lab's setting; default 21 s).
     RcuStall,
     /// A task has been blocked for more than 40 s (the lab's setting; the kernel's default is 120 s).
     HungTask,
-    /// A CPU did not schedule for more than 20 s (default).
+    /// A CPU did not schedule for more than 60 s (the lab's setting; default 20 s).
     SoftLockup,
-    /// A CPU took no interrupts for more than 10 s (default).
+    /// A CPU took no interrupts for more than 30 s (the lab's setting; default 10 s).
     HardLockup,
     /// `BUG: ` or `kernel BUG at`.
     Bug,
