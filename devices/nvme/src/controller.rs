@@ -17,19 +17,24 @@ use crate::cmb::{CMB_BAR, Cmb};
 use crate::config::{MAX_IO_QUEUES, NvmeConfig, NvmeError};
 use crate::counters::{Counters, Mistakes, add};
 use crate::dma::Dma;
-use crate::events::{AsyncEvents, ErrorLog, Event};
+use crate::events::{AsyncEvents, Event};
 use crate::features::Features;
+use crate::health::{Health, SPARE_THRESHOLD};
 use crate::identify::{DEVICE_ID, VENDOR_ID, eui64};
 use crate::lifecycle::Core;
 use crate::locks::{lock, read};
+use crate::logs::ErrorLog;
 use crate::namespace::Namespace;
 use crate::namespaces::Namespaces;
 use crate::queue::{CompletionQueue, SubmissionQueue, Wake};
 use crate::queue_table::QueueTable;
 use crate::regs::Registers;
 use crate::spec::command::Command;
+use crate::spec::log::critical_warning;
 use crate::spec::registers::offset::DOORBELLS;
+use crate::spec::registers::shst;
 use crate::spec::status::Status;
+use crate::telemetry::Telemetry;
 use crate::trace::Trace;
 
 const REGISTERS_BAR: u8 = 0;
@@ -45,8 +50,11 @@ pub(crate) struct Shared {
     pub(crate) registers: Mutex<Registers>,
     pub(crate) queues: RwLock<QueueTable>,
     pub(crate) features: Mutex<Features>,
+    pub(crate) saved_features: Mutex<Features>,
     pub(crate) events: Mutex<AsyncEvents>,
     pub(crate) errors: Mutex<ErrorLog>,
+    pub(crate) health: Health,
+    pub(crate) telemetry: Mutex<Telemetry>,
     pub(crate) counters: Counters,
     pub(crate) mistakes: Mistakes,
     pub(crate) trace: Trace,
@@ -91,7 +99,52 @@ impl Shared {
         if self.mistakes.is_worth_a_line() {
             tracing::warn!(why, "controller fatal status");
         }
-        lock(&self.registers).csts.set_cfs(true);
+        let already = {
+            let mut registers = lock(&self.registers);
+            let already = registers.csts.cfs();
+            registers.csts.set_cfs(true);
+            already
+        };
+        if !already {
+            self.keep_telemetry(why);
+        }
+    }
+
+    /// Keeps the controller's state for the host to fetch: `why` is what a vendor would want to know of. Not
+    /// to be called with a lock.
+    pub(crate) fn keep_telemetry(&self, why: &str) {
+        let state = self.dump().to_string();
+        if lock(&self.telemetry).capture(why, state) {
+            self.event(Event::TELEMETRY_CHANGED);
+        }
+    }
+
+    /// An event for the host to hear of.
+    pub(crate) fn event(&self, event: Event) {
+        lock(&self.events).push(event);
+        self.wake.notify();
+    }
+
+    /// Critical Warning of the SMART page.
+    pub(crate) fn critical_warning(&self) -> u8 {
+        let vitals = self.health.vitals();
+        let outside = lock(&self.features).is_temperature_outside(vitals.temperature);
+        let spare = vitals.spare < SPARE_THRESHOLD;
+        u8::from(outside) * critical_warning::TEMPERATURE
+            + u8::from(spare) * critical_warning::SPARE
+    }
+
+    /// What the critical warnings depend on has changed: tells the host if it wants to hear.
+    pub(crate) fn check_health(&self) {
+        let warning = self.critical_warning();
+        lock(&self.events).health(warning);
+        self.wake.notify();
+    }
+
+    /// Whether a loss of power now is one that the host was not prepared for.
+    fn is_unsafe_to_lose_power(&self) -> bool {
+        let registers = lock(&self.registers);
+        registers.cc.en() && registers.csts.shst() != shst::COMPLETE
     }
 
     /// Counts a command and keeps its error, if any; returns the status to complete it with.
@@ -148,6 +201,32 @@ impl Shared {
             lock(&self.events).push(event);
             self.wake.notify();
         }
+    }
+
+    /// The controller's state, for people, tests and telemetry.
+    pub(crate) fn dump(&self) -> Value {
+        let mut dump = {
+            let registers = lock(&self.registers);
+            let fields = crate::regs::REGISTERS.iter().map(|register| {
+                let value = format!("{:#x}", registers.value(register.name));
+                (
+                    format!("{:?}", register.name).to_uppercase(),
+                    Value::from(value),
+                )
+            });
+            json!({ "registers": fields.collect::<serde_json::Map<_, _>>() })
+        };
+        dump["serial"] = self.config.serial.clone().into();
+        dump["queues"] = read(&self.queues).dump();
+        dump["counters"] = self.counters.dump();
+        dump["health"] = self.health.dump();
+        dump["namespaces"] = self
+            .namespaces
+            .all()
+            .iter()
+            .map(|ns| json!({ "nsid": ns.nsid, "size": ns.size(), "block_size": 1u64 << ns.block_shift }))
+            .collect();
+        dump
     }
 
     fn write_registers(&self, port: Option<&Port>, offset: u64, data: &[u8]) {
@@ -210,8 +289,11 @@ impl NvmeController {
             registers: Mutex::new(Registers::new(config.cmb)),
             queues: RwLock::new(QueueTable::new(config.io_queues)),
             features: Mutex::new(Features::new(config.io_queues)),
+            saved_features: Mutex::new(Features::new(config.io_queues)),
             events: Mutex::default(),
             errors: Mutex::default(),
+            health: Health::new(),
+            telemetry: Mutex::default(),
             counters: Counters::new(),
             mistakes: Mistakes::default(),
             trace: Trace::default(),
@@ -246,6 +328,19 @@ impl NvmeController {
         Some(Arc::clone(&self.shared.namespaces.get(nsid)?.file))
     }
 
+    /// Heats or cools the controller: its composite temperature in kelvin. A threshold that is crossed is an
+    /// event for a host that wants to hear of it.
+    pub fn set_temperature(&self, kelvin: u16) {
+        self.shared.health.set_temperature(kelvin);
+        self.shared.check_health();
+    }
+
+    /// Wears the controller out, or renews it: the spare that is left, in percent.
+    pub fn set_available_spare(&self, percent: u8) {
+        self.shared.health.set_spare(percent);
+        self.shared.check_health();
+    }
+
     fn port(&self) -> Option<Port> {
         read(&self.port).clone()
     }
@@ -257,6 +352,9 @@ impl NvmeController {
         if let Some(thread) = lock(&self.thread).take() {
             let _ = thread.join();
         }
+        self.shared
+            .health
+            .power_off(!self.shared.is_unsafe_to_lose_power());
         lock(&self.core).disable(&self.shared);
         *crate::locks::write(&self.port) = None;
     }
@@ -311,6 +409,7 @@ impl Endpoint for NvmeController {
         // Plugged in again after it was detached: `stop` left no thread, and a power cycle lies between.
         self.shared.exit.store(false, Ordering::Release);
         lock(&self.shared.registers).reset_all();
+        self.shared.health.power_on();
         let dma = Dma {
             port: port.clone(),
             cmb: self.shared.cmb.clone(),
@@ -365,6 +464,11 @@ impl Endpoint for NvmeController {
 
     fn reset(&self, kind: ResetKind) {
         tracing::debug!(?kind, "reset");
+        if kind == ResetKind::ConnectionLost {
+            // The machine around the controller is gone, and its power; the next one's comes with CC.EN.
+            let prepared = !self.shared.is_unsafe_to_lose_power();
+            self.shared.health.power_off(prepared);
+        }
         // First, so that the controller's thread finds nothing more to start.
         lock(&self.shared.registers).reset_all();
         lock(&self.core).disable(&self.shared);
@@ -382,28 +486,7 @@ impl Endpoint for NvmeController {
     }
 
     fn dump(&self) -> Value {
-        let shared = &self.shared;
-        let mut dump = {
-            let registers = lock(&shared.registers);
-            let fields = crate::regs::REGISTERS.iter().map(|register| {
-                let value = format!("{:#x}", registers.value(register.name));
-                (
-                    format!("{:?}", register.name).to_uppercase(),
-                    Value::from(value),
-                )
-            });
-            json!({ "registers": fields.collect::<serde_json::Map<_, _>>() })
-        };
-        dump["serial"] = shared.config.serial.clone().into();
-        dump["queues"] = read(&shared.queues).dump();
-        dump["counters"] = shared.counters.dump();
-        dump["namespaces"] = shared
-            .namespaces
-            .all()
-            .iter()
-            .map(|ns| json!({ "nsid": ns.nsid, "size": ns.size(), "block_size": 1u64 << ns.block_shift }))
-            .collect();
-        dump
+        self.shared.dump()
     }
 }
 

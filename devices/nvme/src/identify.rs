@@ -6,8 +6,9 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::config::NvmeConfig;
-use crate::events::{AERL_Z, ELPE_Z};
-use crate::features::WARNING_TEMPERATURE;
+use crate::events::{AERL_Z, OAES};
+use crate::health::{CRITICAL_TEMPERATURE, WARNING_TEMPERATURE};
+use crate::logs::{ELPE_Z, LPA};
 use crate::namespace::Namespace;
 use crate::regs::VERSION;
 use crate::spec::PAGE_SIZE;
@@ -103,11 +104,11 @@ fn controller(config: &NvmeConfig, namespaces: &[Arc<Namespace>]) -> IdentifyCon
     id.aerl_z = AERL_Z;
     // One firmware slot, read-only.
     id.frmw = 1 | 1 << 1;
-    // Commands Supported and Effects; extended data (offsets) for Get Log Page.
-    id.lpa = 1 << 1 | 1 << 2;
+    id.oaes = U32::new(OAES);
+    id.lpa = LPA;
     id.elpe_z = ELPE_Z;
     id.wctemp = U16::new(WARNING_TEMPERATURE);
-    id.cctemp = U16::new(WARNING_TEMPERATURE + 10);
+    id.cctemp = U16::new(CRITICAL_TEMPERATURE);
     let capacity = namespaces
         .iter()
         .fold(0u64, |sum, ns| sum.saturating_add(ns.size()));
@@ -115,8 +116,8 @@ fn controller(config: &NvmeConfig, namespaces: &[Arc<Namespace>]) -> IdentifyCon
     id.sqes = 6 << 4 | 6;
     id.cqes = 4 << 4 | 4;
     id.nn = U32::new(u32::try_from(namespaces.len()).unwrap_or(0));
-    // Dataset Management, Write Zeroes, Save and Select fields.
-    id.oncs = U16::new(1 << 2 | 1 << 3 | 1 << 4);
+    // Dataset Management, Write Zeroes, Save and Select fields, Timestamp.
+    id.oncs = U16::new(1 << 2 | 1 << 3 | 1 << 4 | 1 << 6);
     // Present, and Flush takes the broadcast NSID.
     id.vwc = 0b111;
     id.sgls = U32::new(crate::sgl::SUPPORT);

@@ -8,7 +8,7 @@
 //! - [`spec`]: wire types, and nothing else; mini drivers and fuzzers use them, too.
 //! - `controller`: [`NvmeController`], the `Endpoint`; BAR 0 decoding, doorbells, INTx. `regs`: the registers.
 //! - `lifecycle`: the controller's thread: enable, reset, shutdown, admin queue. `admin`, `identify`, `features`,
-//!   `logs`, `events`: the admin commands.
+//!   `logs`, `events`: the admin commands. `health`, `telemetry`: what the controller says of itself.
 //! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
 //!   is fetched.
 //! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks.
@@ -28,8 +28,10 @@
 //! SGLs for metadata or with keys and offsets, metadata and protection information, fused commands, Compare, Copy, Verify, Write Uncorrectable,
 //! reservations, Format NVM, namespace management, sanitize, firmware update, directives, the Persistent Memory
 //! Region, completion queues in the CMB, shadow doorbells, subsystem reset, weighted round robin, discontiguous
-//! queues, page sizes other than 4 KiB, interrupt coalescing (stored, not acted on), asynchronous events other than
-//! bad doorbells, command sets other than NVM. A worker executes one command at a time.
+//! queues, page sizes other than 4 KiB, interrupt coalescing (stored, not acted on), command sets other than NVM.
+//! A worker executes one command at a time. Controller Busy Time of the SMART page stays 0, the parameter of an
+//! Error Information entry unknown. Saved features and all that the logs count live as long as the controller's
+//! process, over every reset and loss of power within it.
 
 mod admin;
 mod cmb;
@@ -39,6 +41,7 @@ mod counters;
 mod dma;
 mod events;
 mod features;
+mod health;
 mod identify;
 mod io;
 mod lifecycle;
@@ -52,6 +55,7 @@ mod queue_table;
 mod regs;
 mod sgl;
 pub mod spec;
+mod telemetry;
 mod trace;
 mod transfer;
 mod worker;

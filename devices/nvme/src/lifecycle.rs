@@ -15,7 +15,6 @@ use zerocopy::little_endian::U16;
 use crate::admin::{self, Outcome};
 use crate::controller::Shared;
 use crate::dma::Dma;
-use crate::features::Features;
 use crate::locks::{lock, write};
 use crate::queue::{CompletionQueue, Permit, Reply, SubmissionQueue};
 use crate::spec::registers::{Csts, shst};
@@ -80,8 +79,7 @@ impl Core {
         }
         self.admin = None;
         self.aborted.clear();
-        *lock(&shared.events) = Default::default();
-        *lock(&shared.features) = Features::new(shared.config.io_queues);
+        admin::controller_reset(shared);
     }
 
     fn leave_reset(&mut self, shared: &Shared, dma: &Dma) {
@@ -90,6 +88,7 @@ impl Core {
     }
 
     fn enable(&mut self, shared: &Shared) {
+        shared.health.power_on();
         let mut registers = lock(&shared.registers);
         if let Some(why) = registers.bad_configuration() {
             if shared.mistakes.is_worth_a_line() {

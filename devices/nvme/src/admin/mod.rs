@@ -1,16 +1,18 @@
 //! Admin commands (Base 5). They run on the controller's thread, one at a time.
 
+mod features;
+mod log_page;
 mod queues;
 
 use std::sync::Arc;
 
 use crate::controller::Shared;
 use crate::dma::{Direction, Dma};
+use crate::events::AsyncEvents;
 use crate::identify;
 use crate::lifecycle::Core;
-use crate::locks::{lock, read};
-use crate::logs;
-use crate::spec::command::{Command, GetLogPageCdw10, PSDT_PRP, admin as opcode, feature};
+use crate::locks::lock;
+use crate::spec::command::{Command, PSDT_PRP, admin as opcode};
 use crate::spec::status::Status;
 use crate::transfer::Transfer;
 
@@ -20,6 +22,14 @@ pub(crate) enum Outcome {
     Done(u32),
     /// Held: an Asynchronous Event Request.
     Held,
+}
+
+/// What a Controller Level Reset does to the state that admin commands made.
+pub(crate) fn controller_reset(shared: &Shared) {
+    let features = lock(&shared.saved_features).after_reset();
+    *lock(&shared.events) = AsyncEvents::new(features.async_events());
+    *lock(&shared.features) = features;
+    shared.check_health();
 }
 
 /// Executes one admin command.
@@ -41,9 +51,9 @@ pub(crate) fn execute(
         opcode::DELETE_IO_SQ => queues::delete_sq(core, shared, command).map(done),
         opcode::DELETE_IO_CQ => queues::delete_cq(shared, dma, command).map(done),
         opcode::IDENTIFY => identify(shared, dma, command, transfer).map(done),
-        opcode::GET_LOG_PAGE => get_log_page(shared, dma, command, transfer).map(done),
-        opcode::GET_FEATURES => lock(&shared.features).get(command).map(Outcome::Done),
-        opcode::SET_FEATURES => set_features(shared, command).map(Outcome::Done),
+        opcode::GET_LOG_PAGE => log_page::get(shared, dma, command, transfer).map(done),
+        opcode::GET_FEATURES => features::get(shared, dma, command, transfer).map(Outcome::Done),
+        opcode::SET_FEATURES => features::set(shared, dma, command, transfer).map(Outcome::Done),
         opcode::ABORT => Ok(Outcome::Done(abort(core, shared, command))),
         opcode::ASYNC_EVENT_REQUEST => lock(&shared.events)
             .hold(command.cid)
@@ -79,45 +89,6 @@ fn reply(dma: &Dma, command: &Command, data: &[u8], transfer: &mut Transfer) -> 
         // PRPs alone: there is one run.
         |memory, _| memory.fill_from_slice(data),
     )
-}
-
-fn get_log_page(
-    shared: &Shared,
-    dma: &Dma,
-    command: &Command,
-    transfer: &mut Transfer,
-) -> Result<(), Status> {
-    let cdw10 = GetLogPageCdw10::from_bits(command.cdw10.get());
-    let upper = u64::from(command.cdw11.get() & 0xffff) << 16;
-    let length = (u64::from(cdw10.numdl_z()) + upper + 1) * 4;
-    let offset = u64::from(command.cdw12.get()) | u64::from(command.cdw13.get()) << 32;
-    let page = logs::page(shared, cdw10.lid(), command.nsid.get())?;
-    if length > shared.config.max_transfer
-        || !offset.is_multiple_of(4)
-        || offset > page.len() as u64
-    {
-        return Err(Status::INVALID_FIELD);
-    }
-    // What lies behind the page's end reads as zeros. Both numbers are small now.
-    let mut data: Vec<u8> = page.into_iter().skip(offset as usize).collect();
-    data.resize(length as usize, 0);
-    reply(dma, command, &data, transfer)?;
-    if !cdw10.rae() {
-        lock(&shared.events).log_was_read(cdw10.lid());
-    }
-    Ok(())
-}
-
-fn set_features(shared: &Shared, command: &Command) -> Result<u32, Status> {
-    let queues_exist = read(&shared.queues).has_io_queues();
-    let result = lock(&shared.features).set(command, queues_exist)?;
-    let [fid, ..] = command.cdw10.get().to_le_bytes();
-    if fid == feature::VOLATILE_WRITE_CACHE && command.cdw11.get() & 1 == 0 {
-        // Turning the cache off must not leave anything in it (NVM 4.1.3.2).
-        let flushed = shared.namespaces.flush_all();
-        flushed.map_err(|_| Status::WRITE_FAULT)?;
-    }
-    Ok(result)
 }
 
 /// Dword 0 of Abort's completion: bit 0 set says that nothing was aborted. Commands on I/O queues are executed

@@ -117,6 +117,8 @@ pub mod feature {
     pub const INTERRUPT_VECTOR_CONFIG: u8 = 0x09;
     pub const WRITE_ATOMICITY: u8 = 0x0a;
     pub const ASYNC_EVENT_CONFIG: u8 = 0x0b;
+    pub const TIMESTAMP: u8 = 0x0e;
+    pub const SOFTWARE_PROGRESS_MARKER: u8 = 0x80;
 }
 
 /// CNS values of Identify (Base 5.17.1).
@@ -180,6 +182,20 @@ pub struct GetLogPageCdw10 {
     pub rae: bool,
     /// Number of Dwords, lower 16 bits.
     pub numdl_z: u16,
+}
+
+/// Dword 14 of Get Log Page.
+#[bitfield(u32)]
+pub struct GetLogPageCdw14 {
+    /// UUID Index.
+    #[bits(7)]
+    pub uuid_index: u8,
+    #[bits(16)]
+    _reserved: u16,
+    /// Offset Type: the offset is an index.
+    pub ot: bool,
+    /// Command Set Identifier.
+    pub csi: u8,
 }
 
 /// Dword 10 of Get Features (Base 5.15).

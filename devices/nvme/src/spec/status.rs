@@ -58,6 +58,8 @@ impl Status {
     pub const FEATURE_NOT_SAVEABLE: Self = Self(0x10d).dnr();
     /// Feature Not Changeable.
     pub const FEATURE_NOT_CHANGEABLE: Self = Self(0x10e).dnr();
+    /// Feature Not Namespace Specific.
+    pub const FEATURE_NOT_NAMESPACE_SPECIFIC: Self = Self(0x10f).dnr();
     /// Write Fault.
     pub const WRITE_FAULT: Self = Self(0x280);
     /// Unrecovered Read Error.

@@ -9,6 +9,8 @@
     reason = "a test that cannot set up its rig has failed"
 )]
 
+mod management;
+
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -1,0 +1,54 @@
+//! Commands Supported and Effects (Base 5.16.1.6), from the table of what the controller executes.
+//!
+//! A test sends every opcode and holds the answer against this table.
+
+use crate::spec::command::{admin, io};
+
+/// CSUPP.
+const SUPPORTED: u32 = 1;
+/// LBCC: logical blocks change.
+const CONTENT: u32 = 1 << 1;
+/// CSE 001b: no other command to the same namespace while it is executed.
+#[allow(dead_code, reason = "for Format and namespace management")]
+const ALONE_IN_NAMESPACE: u32 = 1 << 16;
+
+/// CSP: what a command acts on.
+const NAMESPACE: u32 = 1 << 20;
+const CONTROLLER: u32 = 1 << 21;
+
+/// The admin commands, and what they do beside what they are for.
+const ADMIN: &[(u8, u32)] = &[
+    (admin::DELETE_IO_SQ, CONTROLLER),
+    (admin::CREATE_IO_SQ, CONTROLLER),
+    (admin::GET_LOG_PAGE, CONTROLLER),
+    (admin::DELETE_IO_CQ, CONTROLLER),
+    (admin::CREATE_IO_CQ, CONTROLLER),
+    (admin::IDENTIFY, CONTROLLER | NAMESPACE),
+    (admin::ABORT, CONTROLLER),
+    (admin::SET_FEATURES, CONTROLLER | NAMESPACE),
+    (admin::GET_FEATURES, CONTROLLER | NAMESPACE),
+    (admin::ASYNC_EVENT_REQUEST, CONTROLLER),
+];
+
+/// The commands of the NVM command set.
+const IO: &[(u8, u32)] = &[
+    (io::FLUSH, NAMESPACE),
+    (io::WRITE, NAMESPACE | CONTENT),
+    (io::READ, NAMESPACE),
+    (io::WRITE_ZEROES, NAMESPACE | CONTENT),
+    (io::DATASET_MANAGEMENT, NAMESPACE | CONTENT),
+];
+
+/// The page: 256 dwords for admin commands, then 256 for I/O commands.
+pub(super) fn page() -> Vec<u8> {
+    let half = |table: &'static [(u8, u32)]| {
+        (0..=u8::MAX).map(|opcode| {
+            let entry = table.iter().find(|(listed, _)| *listed == opcode);
+            entry.map_or(0, |(_, effects)| SUPPORTED | effects)
+        })
+    };
+    let all = half(ADMIN).chain(half(IO));
+    let mut page: Vec<u8> = all.flat_map(u32::to_le_bytes).collect();
+    page.resize(4096, 0);
+    page
+}
