@@ -19,6 +19,7 @@ use crate::counters::{Counters, Mistakes, add};
 use crate::dma::Dma;
 use crate::events::{AsyncEvents, Event};
 use crate::features::Features;
+use crate::firmware::Firmware;
 use crate::health::{Health, SPARE_THRESHOLD};
 use crate::identify::{DEVICE_ID, VENDOR_ID, eui64};
 use crate::lifecycle::Core;
@@ -54,6 +55,7 @@ pub(crate) struct Shared {
     pub(crate) events: Mutex<AsyncEvents>,
     pub(crate) errors: Mutex<ErrorLog>,
     pub(crate) health: Health,
+    pub(crate) firmware: Mutex<Firmware>,
     pub(crate) telemetry: Mutex<Telemetry>,
     pub(crate) counters: Counters,
     pub(crate) mistakes: Mistakes,
@@ -220,6 +222,7 @@ impl Shared {
         dump["queues"] = read(&self.queues).dump();
         dump["counters"] = self.counters.dump();
         dump["health"] = self.health.dump();
+        dump["firmware"] = lock(&self.firmware).dump();
         dump["namespaces"] = self
             .namespaces
             .all()
@@ -293,6 +296,7 @@ impl NvmeController {
             events: Mutex::default(),
             errors: Mutex::default(),
             health: Health::new(),
+            firmware: Mutex::new(Firmware::new()),
             telemetry: Mutex::default(),
             counters: Counters::new(),
             mistakes: Mistakes::default(),

@@ -63,6 +63,8 @@ impl Event {
     const SPARE: Self = Self::new(Kind::Smart, 2, lid::SMART);
     /// Namespace Attribute Changed.
     const NAMESPACE_CHANGED: Self = Self::new(Kind::Notice, 0, lid::CHANGED_NAMESPACES);
+    /// Firmware Activation Starting.
+    pub(crate) const FIRMWARE_ACTIVATION: Self = Self::new(Kind::Notice, 1, lid::FIRMWARE_SLOT);
     /// Telemetry Log Changed.
     pub(crate) const TELEMETRY_CHANGED: Self =
         Self::new(Kind::Notice, 3, lid::TELEMETRY_CONTROLLER);
@@ -80,6 +82,7 @@ impl Event {
     fn needs(self) -> u32 {
         match self {
             Self::NAMESPACE_CHANGED => NAMESPACE_NOTICES,
+            Self::FIRMWARE_ACTIVATION => FIRMWARE_NOTICES,
             Self::TELEMETRY_CHANGED => TELEMETRY_NOTICES,
             _ => 0,
         }

@@ -7,6 +7,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::config::NvmeConfig;
 use crate::events::{AERL_Z, OAES};
+use crate::firmware::{FRMW, FWUG, MTFA, Revision};
 use crate::health::{CRITICAL_TEMPERATURE, WARNING_TEMPERATURE};
 use crate::logs::{ELPE_Z, LPA};
 use crate::namespace::Namespace;
@@ -22,8 +23,6 @@ use crate::spec::status::Status;
 pub(crate) const VENDOR_ID: u16 = 0x1de5;
 /// Device and subsystem.
 pub(crate) const DEVICE_ID: u16 = 0x2000;
-/// Firmware revision.
-pub(crate) const FIRMWARE: &str = "1.0";
 
 const SIZE: usize = PAGE_SIZE as usize;
 
@@ -63,6 +62,7 @@ fn text(field: &mut [u8], value: &str) {
 pub(crate) fn page(
     config: &NvmeConfig,
     namespaces: &[Arc<Namespace>],
+    firmware: Revision,
     cns: u8,
     nsid: u32,
     csi: u8,
@@ -73,7 +73,7 @@ pub(crate) fn page(
     };
     match cns {
         cns::NAMESPACE => Ok(namespace(&config.serial, find()?).as_bytes().to_vec()),
-        cns::CONTROLLER => Ok(controller(config, namespaces).as_bytes().to_vec()),
+        cns::CONTROLLER => Ok(controller(config, namespaces, firmware).as_bytes().to_vec()),
         cns::ACTIVE_NAMESPACES => active(namespaces, nsid),
         cns::NAMESPACE_DESCRIPTORS => Ok(descriptors(&config.serial, find()?)),
         cns::NAMESPACE_INDEPENDENT => Ok(independent(find()?)),
@@ -89,21 +89,28 @@ pub(crate) fn page(
     }
 }
 
-fn controller(config: &NvmeConfig, namespaces: &[Arc<Namespace>]) -> IdentifyController {
+fn controller(
+    config: &NvmeConfig,
+    namespaces: &[Arc<Namespace>],
+    firmware: Revision,
+) -> IdentifyController {
     let mut id = IdentifyController::new_zeroed();
     id.vid = U16::new(VENDOR_ID);
     id.ssvid = U16::new(VENDOR_ID);
     text(&mut id.sn, &config.serial);
     text(&mut id.mn, &config.model);
-    text(&mut id.fr, FIRMWARE);
+    id.fr = firmware;
     // The transfer size is a power of two of at least a page.
     id.mdts = u8::try_from((config.max_transfer / PAGE_SIZE).trailing_zeros()).unwrap_or(0);
     id.ver = U32::new(VERSION);
     id.cntrltype = 1;
     id.acl_z = 3;
     id.aerl_z = AERL_Z;
-    // One firmware slot, read-only.
-    id.frmw = 1 | 1 << 1;
+    // Firmware Commit and Firmware Image Download.
+    id.oacs |= U16::new(1 << 2);
+    id.frmw = FRMW;
+    id.fwug = FWUG;
+    id.mtfa = U16::new(MTFA);
     id.oaes = U32::new(OAES);
     id.lpa = LPA;
     id.elpe_z = ELPE_Z;
@@ -210,7 +217,7 @@ mod tests {
     fn pages(serial: &str, cns: u8, nsid: u32) -> Result<Vec<u8>, Status> {
         let config = NvmeConfig::new(serial);
         let ns = |nsid| Arc::new(Namespace::open(nsid, &NamespaceConfig::memory(1 << 20)).unwrap());
-        page(&config, &[ns(1), ns(2)], cns, nsid, 0)
+        page(&config, &[ns(1), ns(2)], *b"1.0     ", cns, nsid, 0)
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! - `controller`: [`NvmeController`], the `Endpoint`; BAR 0 decoding, doorbells, INTx. `regs`: the registers.
 //! - `lifecycle`: the controller's thread: enable, reset, shutdown, admin queue. `admin`, `identify`, `features`,
 //!   `logs`, `events`: the admin commands. `health`, `telemetry`: what the controller says of itself.
+//!   `firmware`: images and slots, and what makes an image.
 //! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
 //!   is fetched.
 //! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks.
@@ -26,7 +27,7 @@
 //! # Not implemented
 //!
 //! SGLs for metadata or with keys and offsets, metadata and protection information, fused commands, Compare, Copy, Verify, Write Uncorrectable,
-//! reservations, Format NVM, namespace management, sanitize, firmware update, directives, the Persistent Memory
+//! reservations, Format NVM, namespace management, sanitize, directives, the Persistent Memory
 //! Region, completion queues in the CMB, shadow doorbells, subsystem reset, weighted round robin, discontiguous
 //! queues, page sizes other than 4 KiB, interrupt coalescing (stored, not acted on), command sets other than NVM.
 //! A worker executes one command at a time. Controller Busy Time of the SMART page stays 0, the parameter of an
@@ -41,6 +42,7 @@ mod counters;
 mod dma;
 mod events;
 mod features;
+mod firmware;
 mod health;
 mod identify;
 mod io;

@@ -1,6 +1,7 @@
 //! Admin commands (Base 5). They run on the controller's thread, one at a time.
 
 mod features;
+mod firmware;
 mod log_page;
 mod queues;
 
@@ -26,6 +27,7 @@ pub(crate) enum Outcome {
 
 /// What a Controller Level Reset does to the state that admin commands made.
 pub(crate) fn controller_reset(shared: &Shared) {
+    lock(&shared.firmware).reset();
     let features = lock(&shared.saved_features).after_reset();
     *lock(&shared.events) = AsyncEvents::new(features.async_events());
     *lock(&shared.features) = features;
@@ -58,6 +60,10 @@ pub(crate) fn execute(
         opcode::ASYNC_EVENT_REQUEST => lock(&shared.events)
             .hold(command.cid)
             .map(|()| Outcome::Held),
+        opcode::FIRMWARE_COMMIT => firmware::commit(shared, command).map(done),
+        opcode::FIRMWARE_IMAGE_DOWNLOAD => {
+            firmware::download(shared, dma, command, transfer).map(done)
+        }
         _ => Err(Status::INVALID_OPCODE),
     }
 }
@@ -73,6 +79,7 @@ fn identify(
     let page = identify::page(
         &shared.config,
         &shared.namespaces.all(),
+        lock(&shared.firmware).revision(),
         cns,
         command.nsid.get(),
         csi,

@@ -28,6 +28,8 @@ const ADMIN: &[(u8, u32)] = &[
     (admin::SET_FEATURES, CONTROLLER | NAMESPACE),
     (admin::GET_FEATURES, CONTROLLER | NAMESPACE),
     (admin::ASYNC_EVENT_REQUEST, CONTROLLER),
+    (admin::FIRMWARE_COMMIT, CONTROLLER),
+    (admin::FIRMWARE_IMAGE_DOWNLOAD, CONTROLLER),
 ];
 
 /// The commands of the NVM command set.

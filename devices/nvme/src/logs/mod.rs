@@ -6,13 +6,12 @@ mod smart;
 
 pub(crate) use error::{ELPE_Z, ErrorLog};
 
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::IntoBytes;
 
 use crate::controller::Shared;
 use crate::features;
-use crate::identify::FIRMWARE;
 use crate::locks::lock;
-use crate::spec::log::{FirmwareSlot, lid};
+use crate::spec::log::lid;
 use crate::spec::status::Status;
 
 /// The pages that there are. LPA bit 5 asks for the last one, too: NVMe-MI commands, of which there are none.
@@ -42,7 +41,7 @@ pub(crate) fn page(shared: &Shared, lid: u8) -> Result<Vec<u8>, Status> {
         lid::SUPPORTED_LOG_PAGES => supported(),
         lid::ERROR_INFORMATION => lock(&shared.errors).page(),
         lid::SMART => smart::page(shared).as_bytes().to_vec(),
-        lid::FIRMWARE_SLOT => firmware().as_bytes().to_vec(),
+        lid::FIRMWARE_SLOT => lock(&shared.firmware).page(),
         lid::CHANGED_NAMESPACES => lock(&shared.events).changed_namespaces(),
         lid::COMMANDS_SUPPORTED => effects::page(),
         lid::TELEMETRY_HOST | lid::TELEMETRY_CONTROLLER => {
@@ -59,16 +58,4 @@ fn supported() -> Vec<u8> {
     (0..=u8::MAX)
         .flat_map(|lid| u32::from(PAGES.contains(&lid)).to_le_bytes())
         .collect()
-}
-
-fn firmware() -> FirmwareSlot {
-    let mut page = FirmwareSlot::new_zeroed();
-    // Slot 1 is active.
-    page.afi = 1;
-    let [slot, ..] = &mut page.revisions;
-    slot.fill(b' ');
-    for (byte, text) in slot.iter_mut().zip(FIRMWARE.bytes()) {
-        *byte = text;
-    }
-    page
 }

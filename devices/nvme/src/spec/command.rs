@@ -92,6 +92,8 @@ pub mod admin {
     pub const SET_FEATURES: u8 = 0x09;
     pub const GET_FEATURES: u8 = 0x0a;
     pub const ASYNC_EVENT_REQUEST: u8 = 0x0c;
+    pub const FIRMWARE_COMMIT: u8 = 0x10;
+    pub const FIRMWARE_IMAGE_DOWNLOAD: u8 = 0x11;
 }
 
 /// I/O opcodes (NVM 3.2).
@@ -196,6 +198,21 @@ pub struct GetLogPageCdw14 {
     pub ot: bool,
     /// Command Set Identifier.
     pub csi: u8,
+}
+
+/// Dword 10 of Firmware Commit (Base 5.12).
+#[bitfield(u32)]
+pub struct FirmwareCommitCdw10 {
+    /// Firmware Slot.
+    #[bits(3)]
+    pub fs: u8,
+    /// Commit Action.
+    #[bits(3)]
+    pub ca: u8,
+    #[bits(25)]
+    _reserved: u32,
+    /// Boot Partition ID.
+    pub bpid: bool,
 }
 
 /// Dword 10 of Get Features (Base 5.15).

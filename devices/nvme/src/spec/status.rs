@@ -48,6 +48,10 @@ impl Status {
     pub const INVALID_QUEUE_SIZE: Self = Self(0x102).dnr();
     /// Asynchronous Event Request Limit Exceeded.
     pub const ASYNC_EVENT_LIMIT_EXCEEDED: Self = Self(0x105).dnr();
+    /// Invalid Firmware Slot.
+    pub const INVALID_FIRMWARE_SLOT: Self = Self(0x106).dnr();
+    /// Invalid Firmware Image.
+    pub const INVALID_FIRMWARE_IMAGE: Self = Self(0x107).dnr();
     /// Invalid Interrupt Vector.
     pub const INVALID_INTERRUPT_VECTOR: Self = Self(0x108).dnr();
     /// Invalid Log Page.
@@ -60,6 +64,10 @@ impl Status {
     pub const FEATURE_NOT_CHANGEABLE: Self = Self(0x10e).dnr();
     /// Feature Not Namespace Specific.
     pub const FEATURE_NOT_NAMESPACE_SPECIFIC: Self = Self(0x10f).dnr();
+    /// Firmware Activation Requires Controller Level Reset. The commit has succeeded.
+    pub const FIRMWARE_NEEDS_RESET: Self = Self(0x111).dnr();
+    /// Overlapping Range.
+    pub const OVERLAPPING_RANGE: Self = Self(0x114).dnr();
     /// Write Fault.
     pub const WRITE_FAULT: Self = Self(0x280);
     /// Unrecovered Read Error.
