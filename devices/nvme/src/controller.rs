@@ -30,6 +30,7 @@ use crate::namespaces::Namespaces;
 use crate::queue::{CompletionQueue, SubmissionQueue, Wake};
 use crate::queue_table::QueueTable;
 use crate::regs::Registers;
+use crate::self_test::SelfTest;
 use crate::spec::command::Command;
 use crate::spec::log::critical_warning;
 use crate::spec::registers::offset::DOORBELLS;
@@ -56,6 +57,7 @@ pub(crate) struct Shared {
     pub(crate) errors: Mutex<ErrorLog>,
     pub(crate) health: Health,
     pub(crate) firmware: Mutex<Firmware>,
+    pub(crate) self_test: SelfTest,
     pub(crate) telemetry: Mutex<Telemetry>,
     pub(crate) counters: Counters,
     pub(crate) mistakes: Mistakes,
@@ -223,6 +225,7 @@ impl Shared {
         dump["counters"] = self.counters.dump();
         dump["health"] = self.health.dump();
         dump["firmware"] = lock(&self.firmware).dump();
+        dump["self_test"] = self.self_test.dump();
         dump["namespaces"] = self
             .namespaces
             .all()
@@ -297,6 +300,7 @@ impl NvmeController {
             errors: Mutex::default(),
             health: Health::new(),
             firmware: Mutex::new(Firmware::new()),
+            self_test: SelfTest::default(),
             telemetry: Mutex::default(),
             counters: Counters::new(),
             mistakes: Mistakes::default(),
@@ -345,6 +349,11 @@ impl NvmeController {
         self.shared.check_health();
     }
 
+    /// Holds self-tests between two steps, or lets them go on: for tests that want to see one in progress.
+    pub fn hold_background(&self, hold: bool) {
+        self.shared.self_test.background.hold(hold);
+    }
+
     fn port(&self) -> Option<Port> {
         read(&self.port).clone()
     }
@@ -360,6 +369,7 @@ impl NvmeController {
             .health
             .power_off(!self.shared.is_unsafe_to_lose_power());
         lock(&self.core).disable(&self.shared);
+        self.shared.self_test.background.end();
         *crate::locks::write(&self.port) = None;
     }
 }
@@ -433,6 +443,7 @@ impl Endpoint for NvmeController {
             // The guest sees a controller that failed.
             Err(error) => self.shared.fatal(&format!("no thread: {error}")),
         }
+        self.shared.self_test.resume(&self.shared);
         *crate::locks::write(&self.port) = Some(port);
     }
 

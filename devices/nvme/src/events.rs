@@ -55,6 +55,8 @@ impl Event {
     /// Invalid Doorbell Write Value.
     pub(crate) const INVALID_DOORBELL_VALUE: Self =
         Self::new(Kind::Error, 1, lid::ERROR_INFORMATION);
+    /// Diagnostic Failure.
+    pub(crate) const DIAGNOSTIC_FAILURE: Self = Self::new(Kind::Error, 2, lid::ERROR_INFORMATION);
     /// NVM subsystem Reliability.
     const RELIABILITY: Self = Self::new(Kind::Smart, 0, lid::SMART);
     /// Temperature Threshold.

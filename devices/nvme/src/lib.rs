@@ -9,7 +9,7 @@
 //! - `controller`: [`NvmeController`], the `Endpoint`; BAR 0 decoding, doorbells, INTx. `regs`: the registers.
 //! - `lifecycle`: the controller's thread: enable, reset, shutdown, admin queue. `admin`, `identify`, `features`,
 //!   `logs`, `events`: the admin commands. `health`, `telemetry`: what the controller says of itself.
-//!   `firmware`: images and slots, and what makes an image.
+//!   `firmware`: images and slots, and what makes an image. `self_test`: what runs in the `background`.
 //! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
 //!   is fetched.
 //! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks.
@@ -35,6 +35,7 @@
 //! process, over every reset and loss of power within it.
 
 mod admin;
+mod background;
 mod cmb;
 mod config;
 mod controller;
@@ -55,6 +56,7 @@ mod prp;
 mod queue;
 mod queue_table;
 mod regs;
+mod self_test;
 mod sgl;
 pub mod spec;
 mod telemetry;

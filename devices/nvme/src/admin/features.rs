@@ -3,6 +3,7 @@
 use crate::controller::Shared;
 use crate::dma::{Direction, Dma};
 use crate::features::{self, Features};
+use crate::io;
 use crate::locks::{lock, read};
 use crate::spec::command::{Command, GetFeaturesCdw10, NSID_ALL, SetFeaturesCdw10, feature};
 use crate::spec::status::Status;
@@ -29,7 +30,7 @@ pub(super) fn get(
         // Saveable, namespace specific, changeable.
         return Ok(u32::from(feature.saveable) | u32::from(feature.per_namespace) << 1 | 1 << 2);
     }
-    if feature.per_namespace && shared.namespaces.get(nsid).is_none() {
+    if feature.per_namespace && io::namespace(shared, nsid).is_err() {
         return Err(Status::INVALID_NAMESPACE);
     }
     let values = match cdw10.sel() {
@@ -86,7 +87,7 @@ pub(super) fn set(
 
 /// The namespaces that the command's NSID stands for; none for a feature of the controller.
 fn addressed(shared: &Shared, per_namespace: bool, nsid: u32) -> Result<Vec<u32>, Status> {
-    let exists = shared.namespaces.get(nsid).is_some();
+    let exists = io::namespace(shared, nsid).is_ok();
     match (per_namespace, nsid) {
         (true, NSID_ALL) => Ok(shared.namespaces.all().iter().map(|ns| ns.nsid).collect()),
         (true, _) if exists => Ok(vec![nsid]),

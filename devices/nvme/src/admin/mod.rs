@@ -4,6 +4,7 @@ mod features;
 mod firmware;
 mod log_page;
 mod queues;
+mod self_test;
 
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ pub(crate) enum Outcome {
 
 /// What a Controller Level Reset does to the state that admin commands made.
 pub(crate) fn controller_reset(shared: &Shared) {
+    shared.self_test.controller_reset(shared);
     lock(&shared.firmware).reset();
     let features = lock(&shared.saved_features).after_reset();
     *lock(&shared.events) = AsyncEvents::new(features.async_events());
@@ -64,6 +66,7 @@ pub(crate) fn execute(
         opcode::FIRMWARE_IMAGE_DOWNLOAD => {
             firmware::download(shared, dma, command, transfer).map(done)
         }
+        opcode::DEVICE_SELF_TEST => self_test::execute(shared, command).map(done),
         _ => Err(Status::INVALID_OPCODE),
     }
 }

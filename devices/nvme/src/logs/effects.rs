@@ -30,6 +30,7 @@ const ADMIN: &[(u8, u32)] = &[
     (admin::ASYNC_EVENT_REQUEST, CONTROLLER),
     (admin::FIRMWARE_COMMIT, CONTROLLER),
     (admin::FIRMWARE_IMAGE_DOWNLOAD, CONTROLLER),
+    (admin::DEVICE_SELF_TEST, CONTROLLER | NAMESPACE),
 ];
 
 /// The commands of the NVM command set.

@@ -22,6 +22,7 @@ const PAGES: &[u8] = &[
     lid::FIRMWARE_SLOT,
     lid::CHANGED_NAMESPACES,
     lid::COMMANDS_SUPPORTED,
+    lid::DEVICE_SELF_TEST,
     lid::TELEMETRY_HOST,
     lid::TELEMETRY_CONTROLLER,
     lid::FEATURES_SUPPORTED,
@@ -44,6 +45,7 @@ pub(crate) fn page(shared: &Shared, lid: u8) -> Result<Vec<u8>, Status> {
         lid::FIRMWARE_SLOT => lock(&shared.firmware).page(),
         lid::CHANGED_NAMESPACES => lock(&shared.events).changed_namespaces(),
         lid::COMMANDS_SUPPORTED => effects::page(),
+        lid::DEVICE_SELF_TEST => shared.self_test.page(),
         lid::TELEMETRY_HOST | lid::TELEMETRY_CONTROLLER => {
             lock(&shared.telemetry).page(lid, lid == lid::TELEMETRY_HOST)
         }

@@ -94,6 +94,7 @@ pub mod admin {
     pub const ASYNC_EVENT_REQUEST: u8 = 0x0c;
     pub const FIRMWARE_COMMIT: u8 = 0x10;
     pub const FIRMWARE_IMAGE_DOWNLOAD: u8 = 0x11;
+    pub const DEVICE_SELF_TEST: u8 = 0x14;
 }
 
 /// I/O opcodes (NVM 3.2).

@@ -154,3 +154,45 @@ pub struct TelemetryHeader {
 
 const _: () = assert!(size_of::<TelemetryHeader>() == TELEMETRY_BLOCK);
 const _: () = assert!(std::mem::offset_of!(TelemetryHeader, controller_available) == 382);
+
+/// A result of the Device Self-test page (Base 5.16.1.7).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct SelfTestResult {
+    /// Self-test code in bits 7:4, result ([`self_test_result`]) in bits 3:0.
+    pub status: u8,
+    /// The segment that failed.
+    pub segment: u8,
+    /// Valid Diagnostic Information: NSID, FLBA, SCT, SC.
+    pub valid: u8,
+    /// Reserved.
+    pub reserved: u8,
+    /// Power On Hours when it ended.
+    pub power_on_hours: U64,
+    /// Namespace.
+    pub nsid: U32,
+    /// Failing LBA.
+    pub failing_lba: U64,
+    /// Status Code Type.
+    pub status_code_type: u8,
+    /// Status Code.
+    pub status_code: u8,
+    /// Vendor specific.
+    pub vendor: [u8; 2],
+}
+
+const _: () = assert!(size_of::<SelfTestResult>() == 28);
+
+/// How a self-test ended.
+pub mod self_test_result {
+    #![allow(missing_docs, reason = "the names say it")]
+    pub const NO_ERROR: u8 = 0x0;
+    pub const ABORTED_BY_COMMAND: u8 = 0x1;
+    pub const ABORTED_BY_RESET: u8 = 0x2;
+    pub const ABORTED_BY_NAMESPACE_REMOVAL: u8 = 0x3;
+    pub const ABORTED_BY_FORMAT: u8 = 0x4;
+    pub const SEGMENT_FAILED: u8 = 0x7;
+    pub const ABORTED_BY_SANITIZE: u8 = 0x9;
+    /// The entry is not used.
+    pub const UNUSED: u8 = 0xf;
+}

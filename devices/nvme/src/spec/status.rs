@@ -68,6 +68,8 @@ impl Status {
     pub const FIRMWARE_NEEDS_RESET: Self = Self(0x111).dnr();
     /// Overlapping Range.
     pub const OVERLAPPING_RANGE: Self = Self(0x114).dnr();
+    /// Device Self-test In Progress.
+    pub const SELF_TEST_IN_PROGRESS: Self = Self(0x11d).dnr();
     /// Write Fault.
     pub const WRITE_FAULT: Self = Self(0x280);
     /// Unrecovered Read Error.
