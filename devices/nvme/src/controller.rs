@@ -30,6 +30,7 @@ use crate::namespaces::Namespaces;
 use crate::queue::{CompletionQueue, SubmissionQueue, Wake};
 use crate::queue_table::QueueTable;
 use crate::regs::Registers;
+use crate::sanitize::Sanitize;
 use crate::self_test::SelfTest;
 use crate::spec::command::Command;
 use crate::spec::log::critical_warning;
@@ -58,6 +59,7 @@ pub(crate) struct Shared {
     pub(crate) health: Health,
     pub(crate) firmware: Mutex<Firmware>,
     pub(crate) self_test: SelfTest,
+    pub(crate) sanitize: Sanitize,
     pub(crate) telemetry: Mutex<Telemetry>,
     pub(crate) counters: Counters,
     pub(crate) mistakes: Mistakes,
@@ -226,6 +228,7 @@ impl Shared {
         dump["health"] = self.health.dump();
         dump["firmware"] = lock(&self.firmware).dump();
         dump["self_test"] = self.self_test.dump();
+        dump["sanitize"] = self.sanitize.dump();
         dump["namespaces"] = self
             .namespaces
             .all()
@@ -301,6 +304,7 @@ impl NvmeController {
             health: Health::new(),
             firmware: Mutex::new(Firmware::new()),
             self_test: SelfTest::default(),
+            sanitize: Sanitize::default(),
             telemetry: Mutex::default(),
             counters: Counters::new(),
             mistakes: Mistakes::default(),
@@ -349,9 +353,11 @@ impl NvmeController {
         self.shared.check_health();
     }
 
-    /// Holds self-tests between two steps, or lets them go on: for tests that want to see one in progress.
+    /// Holds self-tests and sanitize operations between two steps, or lets them go on: for tests that want to see
+    /// one in progress.
     pub fn hold_background(&self, hold: bool) {
         self.shared.self_test.background.hold(hold);
+        self.shared.sanitize.background.hold(hold);
     }
 
     fn port(&self) -> Option<Port> {
@@ -370,6 +376,7 @@ impl NvmeController {
             .power_off(!self.shared.is_unsafe_to_lose_power());
         lock(&self.core).disable(&self.shared);
         self.shared.self_test.background.end();
+        self.shared.sanitize.background.end();
         *crate::locks::write(&self.port) = None;
     }
 }
@@ -444,6 +451,7 @@ impl Endpoint for NvmeController {
             Err(error) => self.shared.fatal(&format!("no thread: {error}")),
         }
         self.shared.self_test.resume(&self.shared);
+        self.shared.sanitize.resume(&self.shared);
         *crate::locks::write(&self.port) = Some(port);
     }
 

@@ -61,6 +61,11 @@ impl Counters {
         }
     }
 
+    /// I/O commands with this opcode.
+    pub(crate) fn io_commands(&self, opcode: u8) -> u64 {
+        self.io.get(usize::from(opcode)).map_or(0, get)
+    }
+
     pub(crate) fn dump(&self) -> Value {
         let by_opcode = |table: &[AtomicU64; 256]| -> Map<String, Value> {
             let used = table

@@ -47,6 +47,7 @@ enum Kind {
     Error = 0,
     Smart = 1,
     Notice = 2,
+    IoCommandSpecific = 6,
 }
 
 impl Event {
@@ -70,6 +71,9 @@ impl Event {
     /// Telemetry Log Changed.
     pub(crate) const TELEMETRY_CHANGED: Self =
         Self::new(Kind::Notice, 3, lid::TELEMETRY_CONTROLLER);
+    /// Sanitize Operation Completed.
+    pub(crate) const SANITIZE_COMPLETED: Self =
+        Self::new(Kind::IoCommandSpecific, 1, lid::SANITIZE_STATUS);
 
     const fn new(kind: Kind, info: u8, log: u8) -> Self {
         Self { kind, info, log }

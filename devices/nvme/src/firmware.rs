@@ -157,7 +157,6 @@ impl Firmware {
     }
 
     /// A committed image waits for a reset.
-    #[allow(dead_code, reason = "for Sanitize")]
     pub(crate) fn is_pending(&self) -> bool {
         self.pending.is_some()
     }

@@ -12,6 +12,7 @@ use crate::health::{CRITICAL_TEMPERATURE, WARNING_TEMPERATURE};
 use crate::logs::{ELPE_Z, LPA};
 use crate::namespace::Namespace;
 use crate::regs::VERSION;
+use crate::sanitize::SANICAP;
 use crate::self_test::{DSTO, EDSTT};
 use crate::spec::PAGE_SIZE;
 use crate::spec::command::{NSID_ALL, cns};
@@ -116,6 +117,7 @@ fn controller(
     id.oacs |= U16::new(1 << 4);
     id.edstt = U16::new(EDSTT);
     id.dsto = DSTO;
+    id.sanicap = U32::new(SANICAP);
     id.oaes = U32::new(OAES);
     id.lpa = LPA;
     id.elpe_z = ELPE_Z;

@@ -9,7 +9,8 @@
 //! - `controller`: [`NvmeController`], the `Endpoint`; BAR 0 decoding, doorbells, INTx. `regs`: the registers.
 //! - `lifecycle`: the controller's thread: enable, reset, shutdown, admin queue. `admin`, `identify`, `features`,
 //!   `logs`, `events`: the admin commands. `health`, `telemetry`: what the controller says of itself.
-//!   `firmware`: images and slots, and what makes an image. `self_test`: what runs in the `background`.
+//!   `firmware`: images and slots, and what makes an image. `self_test`, `sanitize`: what runs in
+//!   the `background`.
 //! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
 //!   is fetched.
 //! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks.
@@ -27,7 +28,7 @@
 //! # Not implemented
 //!
 //! SGLs for metadata or with keys and offsets, metadata and protection information, fused commands, Compare, Copy, Verify, Write Uncorrectable,
-//! reservations, Format NVM, namespace management, sanitize, directives, the Persistent Memory
+//! reservations, Format NVM, namespace management, directives, the Persistent Memory
 //! Region, completion queues in the CMB, shadow doorbells, subsystem reset, weighted round robin, discontiguous
 //! queues, page sizes other than 4 KiB, interrupt coalescing (stored, not acted on), command sets other than NVM.
 //! A worker executes one command at a time. Controller Busy Time of the SMART page stays 0, the parameter of an
@@ -42,6 +43,7 @@ mod controller;
 mod counters;
 mod dma;
 mod events;
+mod extents;
 mod features;
 mod firmware;
 mod health;
@@ -56,6 +58,7 @@ mod prp;
 mod queue;
 mod queue_table;
 mod regs;
+mod sanitize;
 mod self_test;
 mod sgl;
 pub mod spec;

@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{SeekFrom, seek};
 use serde_json::{Value, json};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
@@ -17,6 +16,7 @@ use crate::background::{Background, Signal};
 use crate::controller::Shared;
 use crate::counters::add;
 use crate::events::Event;
+use crate::extents;
 use crate::io;
 use crate::locks::lock;
 use crate::namespace::Namespace;
@@ -288,8 +288,8 @@ fn step(
     }
     let (start, most) = match kind {
         Kind::Short => (0, SHORT),
-        Kind::Extended => match allocated(ns, offset) {
-            Some(start) => (start, STEP),
+        Kind::Extended => match extents::next(ns, offset) {
+            Some((start, _)) => (start, STEP),
             None => return Ok(None),
         },
     };
@@ -313,18 +313,5 @@ fn read(ns: &Namespace, start: u64, most: u64, buffer: &mut [u8]) -> Result<u64,
             tracing::warn!(%error, nsid = ns.nsid, offset = start, "self-test");
             Err(failure)
         }
-    }
-}
-
-/// The first allocated byte at `offset` or behind it. A file that cannot tell is taken to be allocated.
-fn allocated(ns: &Namespace, offset: u64) -> Option<u64> {
-    if offset >= ns.size() {
-        return None;
-    }
-    // No data path uses the file's position.
-    match seek(&*ns.file, SeekFrom::Data(offset)) {
-        Ok(start) => (start < ns.size()).then_some(start),
-        Err(rustix::io::Errno::NXIO) => None,
-        Err(_) => Some(offset),
     }
 }

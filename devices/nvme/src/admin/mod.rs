@@ -4,6 +4,7 @@ mod features;
 mod firmware;
 mod log_page;
 mod queues;
+mod sanitize;
 mod self_test;
 
 use std::sync::Arc;
@@ -48,6 +49,7 @@ pub(crate) fn execute(
     if command.flags != PSDT_PRP {
         return Err(Status::INVALID_FIELD);
     }
+    shared.sanitize.admit_admin(command)?;
     let done = |()| Outcome::Done(0);
     match command.opcode {
         opcode::CREATE_IO_CQ => queues::create_cq(shared, dma, command).map(done),
@@ -66,6 +68,7 @@ pub(crate) fn execute(
         opcode::FIRMWARE_IMAGE_DOWNLOAD => {
             firmware::download(shared, dma, command, transfer).map(done)
         }
+        opcode::SANITIZE => sanitize::execute(shared, command).map(done),
         opcode::DEVICE_SELF_TEST => self_test::execute(shared, command).map(done),
         _ => Err(Status::INVALID_OPCODE),
     }

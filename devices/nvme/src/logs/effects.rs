@@ -2,6 +2,7 @@
 //!
 //! A test sends every opcode and holds the answer against this table.
 
+use crate::controller::Shared;
 use crate::spec::command::{admin, io};
 
 /// CSUPP.
@@ -11,10 +12,13 @@ const CONTENT: u32 = 1 << 1;
 /// CSE 001b: no other command to the same namespace while it is executed.
 #[allow(dead_code, reason = "for Format and namespace management")]
 const ALONE_IN_NAMESPACE: u32 = 1 << 16;
+/// CSE 010b: no other command to any namespace.
+const ALONE: u32 = 2 << 16;
 
 /// CSP: what a command acts on.
 const NAMESPACE: u32 = 1 << 20;
 const CONTROLLER: u32 = 1 << 21;
+const SUBSYSTEM: u32 = 1 << 25;
 
 /// The admin commands, and what they do beside what they are for.
 const ADMIN: &[(u8, u32)] = &[
@@ -31,6 +35,7 @@ const ADMIN: &[(u8, u32)] = &[
     (admin::FIRMWARE_COMMIT, CONTROLLER),
     (admin::FIRMWARE_IMAGE_DOWNLOAD, CONTROLLER),
     (admin::DEVICE_SELF_TEST, CONTROLLER | NAMESPACE),
+    (admin::SANITIZE, SUBSYSTEM | CONTENT | ALONE),
 ];
 
 /// The commands of the NVM command set.
@@ -41,6 +46,13 @@ const IO: &[(u8, u32)] = &[
     (io::WRITE_ZEROES, NAMESPACE | CONTENT),
     (io::DATASET_MANAGEMENT, NAMESPACE | CONTENT),
 ];
+
+/// I/O commands so far that change blocks.
+pub(crate) fn writes(shared: &Shared) -> u64 {
+    let changing = IO.iter().filter(|(_, effects)| effects & CONTENT != 0);
+    let counts = changing.map(|(opcode, _)| shared.counters.io_commands(*opcode));
+    counts.fold(0, u64::saturating_add)
+}
 
 /// The page: 256 dwords for admin commands, then 256 for I/O commands.
 pub(super) fn page() -> Vec<u8> {

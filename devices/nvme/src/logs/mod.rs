@@ -4,6 +4,7 @@ mod effects;
 mod error;
 mod smart;
 
+pub(crate) use effects::writes;
 pub(crate) use error::{ELPE_Z, ErrorLog};
 
 use zerocopy::IntoBytes;
@@ -14,7 +15,7 @@ use crate::locks::lock;
 use crate::spec::log::lid;
 use crate::spec::status::Status;
 
-/// The pages that there are. LPA bit 5 asks for the last one, too: NVMe-MI commands, of which there are none.
+/// The pages that there are. LPA bit 5 asks for that of NVMe-MI commands, too, of which there are none.
 const PAGES: &[u8] = &[
     lid::SUPPORTED_LOG_PAGES,
     lid::ERROR_INFORMATION,
@@ -27,6 +28,7 @@ const PAGES: &[u8] = &[
     lid::TELEMETRY_CONTROLLER,
     lid::FEATURES_SUPPORTED,
     lid::MI_COMMANDS_SUPPORTED,
+    lid::SANITIZE_STATUS,
 ];
 
 /// Log Page Attributes (LPA): Commands Supported and Effects, extended data (offsets), telemetry, and the pages
@@ -51,6 +53,7 @@ pub(crate) fn page(shared: &Shared, lid: u8) -> Result<Vec<u8>, Status> {
         }
         lid::FEATURES_SUPPORTED => features::effects_page(),
         lid::MI_COMMANDS_SUPPORTED => vec![0; 4096],
+        lid::SANITIZE_STATUS => shared.sanitize.page(shared),
         _ => return Err(Status::INTERNAL_ERROR),
     })
 }

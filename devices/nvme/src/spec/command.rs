@@ -95,6 +95,7 @@ pub mod admin {
     pub const FIRMWARE_COMMIT: u8 = 0x10;
     pub const FIRMWARE_IMAGE_DOWNLOAD: u8 = 0x11;
     pub const DEVICE_SELF_TEST: u8 = 0x14;
+    pub const SANITIZE: u8 = 0x84;
 }
 
 /// I/O opcodes (NVM 3.2).
@@ -214,6 +215,26 @@ pub struct FirmwareCommitCdw10 {
     _reserved: u32,
     /// Boot Partition ID.
     pub bpid: bool,
+}
+
+/// Dword 10 of Sanitize (Base 5.24).
+#[bitfield(u32)]
+#[derive(PartialEq, Eq)]
+pub struct SanitizeCdw10 {
+    /// Sanitize Action.
+    #[bits(3)]
+    pub sanact: u8,
+    /// Allow Unrestricted Sanitize Exit.
+    pub ause: bool,
+    /// Overwrite Pass Count.
+    #[bits(4)]
+    pub owpass: u8,
+    /// Overwrite Invert Pattern Between Passes.
+    pub oipbp: bool,
+    /// No-Deallocate After Sanitize.
+    pub ndas: bool,
+    #[bits(22)]
+    _reserved: u32,
 }
 
 /// Dword 10 of Get Features (Base 5.15).

@@ -196,3 +196,21 @@ pub mod self_test_result {
     /// The entry is not used.
     pub const UNUSED: u8 = 0xf;
 }
+
+/// Sanitize Status (Base 5.16.1.25).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct SanitizeStatus {
+    /// Sanitize Progress in 65536ths; FFFFh where nothing is in progress.
+    pub sprog: U16,
+    /// Sanitize Status: outcome in bits 2:0, passes completed in 7:3, Global Data Erased in 8.
+    pub sstat: U16,
+    /// Dword 10 of the Sanitize command.
+    pub scdw10: U32,
+    /// Estimated times in seconds: Overwrite, Block Erase, Crypto Erase, and the same with No-Deallocate.
+    pub estimates: [U32; 6],
+    /// Reserved.
+    pub reserved: [u8; 480],
+}
+
+const _: () = assert!(size_of::<SanitizeStatus>() == 512);

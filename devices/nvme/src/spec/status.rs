@@ -36,6 +36,10 @@ impl Status {
     pub const INVALID_USE_OF_CMB: Self = Self(0x012).dnr();
     /// PRP Offset Invalid.
     pub const PRP_OFFSET_INVALID: Self = Self(0x013).dnr();
+    /// Sanitize Failed.
+    pub const SANITIZE_FAILED: Self = Self(0x01c).dnr();
+    /// Sanitize In Progress.
+    pub const SANITIZE_IN_PROGRESS: Self = Self(0x01d);
     /// Namespace is Write Protected.
     pub const WRITE_PROTECTED: Self = Self(0x020).dnr();
     /// LBA Out of Range.
