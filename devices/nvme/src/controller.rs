@@ -21,6 +21,7 @@ use crate::events::{AsyncEvents, Event};
 use crate::features::Features;
 use crate::firmware::Firmware;
 use crate::health::{Health, SPARE_THRESHOLD};
+use crate::held::HeldCommands;
 use crate::identify::{DEVICE_ID, VENDOR_ID, eui64};
 use crate::lifecycle::Core;
 use crate::locks::{lock, read};
@@ -60,6 +61,7 @@ pub(crate) struct Shared {
     pub(crate) firmware: Mutex<Firmware>,
     pub(crate) self_test: SelfTest,
     pub(crate) sanitize: Sanitize,
+    pub(crate) held: HeldCommands,
     pub(crate) telemetry: Mutex<Telemetry>,
     pub(crate) counters: Counters,
     pub(crate) mistakes: Mistakes,
@@ -305,6 +307,7 @@ impl NvmeController {
             firmware: Mutex::new(Firmware::new()),
             self_test: SelfTest::default(),
             sanitize: Sanitize::default(),
+            held: HeldCommands::default(),
             telemetry: Mutex::default(),
             counters: Counters::new(),
             mistakes: Mistakes::default(),

@@ -10,7 +10,7 @@
 //! - `lifecycle`: the controller's thread: enable, reset, shutdown, admin queue. `admin`, `identify`, `features`,
 //!   `logs`, `events`: the admin commands. `health`, `telemetry`: what the controller says of itself.
 //!   `firmware`: images and slots, and what makes an image. `self_test`, `sanitize`: what runs in
-//!   the `background`.
+//!   the `background`. `held`: what Abort can take back.
 //! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
 //!   is fetched.
 //! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks.
@@ -47,6 +47,7 @@ mod extents;
 mod features;
 mod firmware;
 mod health;
+mod held;
 mod identify;
 mod io;
 mod lifecycle;

@@ -104,16 +104,15 @@ fn reply(dma: &Dma, command: &Command, data: &[u8], transfer: &mut Transfer) -> 
     )
 }
 
-/// Dword 0 of Abort's completion: bit 0 set says that nothing was aborted. Commands on I/O queues are executed
-/// as soon as they are fetched and cannot be; a held Asynchronous Event Request can.
+/// Dword 0 of Abort's completion: bit 0 set says that nothing was aborted. What can be are held Asynchronous Event
+/// Requests and commands that wait between being fetched and being executed. All Aborts are executed at once, so that
+/// their limit (ACL) is never met.
 fn abort(core: &mut Core, shared: &Shared, command: &Command) -> u32 {
-    let (sqid, cid) = (
-        command.cdw10.get() & 0xffff,
-        (command.cdw10.get() >> 16) as u16,
-    );
+    let [a, b, c, d] = command.cdw10.get().to_le_bytes();
+    let (sqid, cid) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
     if sqid == 0 && lock(&shared.events).abort(cid.into()) {
         core.note_aborted(cid.into());
         return 0;
     }
-    1
+    u32::from(!shared.held.abort(sqid, cid))
 }
