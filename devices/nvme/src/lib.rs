@@ -31,9 +31,13 @@
 //! reservations, Format NVM, namespace management, directives, the Persistent Memory
 //! Region, completion queues in the CMB, shadow doorbells, subsystem reset, weighted round robin, discontiguous
 //! queues, page sizes other than 4 KiB, interrupt coalescing (stored, not acted on), command sets other than NVM.
-//! A worker executes one command at a time. Controller Busy Time of the SMART page stays 0, the parameter of an
-//! Error Information entry unknown. Saved features and all that the logs count live as long as the controller's
-//! process, over every reset and loss of power within it.
+//! A worker executes one command at a time.
+//!
+//! Of the admin commands: crypto erase and No-Deallocate of Sanitize, which leaves the CMB as it is; boot partitions;
+//! Keep Alive, Host Identifier, Persistent Event Log, security, NVMe-MI, virtualization. Abort finds commands that wait
+//! to be executed, and none that a host has queued. Controller Busy Time of the SMART page stays 0, the parameter of
+//! an Error Information entry unknown. Saved features, firmware and what the logs count live as long as the
+//! controller's process, over every reset and loss of power within it.
 
 mod admin;
 mod background;

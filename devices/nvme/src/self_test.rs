@@ -267,8 +267,11 @@ fn run(shared: &Shared, number: u64, signal: &Signal) {
 
 fn fail(shared: &Shared, number: u64, failure: &Failure) {
     let why = result::SEGMENT_FAILED;
-    if lock(&shared.self_test.state).finish(shared, Some(number), why, Some(failure)) {
+    let ended = lock(&shared.self_test.state).finish(shared, Some(number), why, Some(failure));
+    if ended {
         add(&shared.counters.media_errors, 1);
+        let (nsid, lba, status) = (failure.nsid, failure.lba, Status::UNRECOVERED_READ_ERROR);
+        lock(&shared.errors).medium(nsid, lba, status);
         shared.event(Event::DIAGNOSTIC_FAILURE);
         shared.keep_telemetry("a device self-test failed");
     }

@@ -49,6 +49,72 @@ fn commands_supported_are_those_executed() {
     assert!(page[2048..].iter().all(|byte| *byte == 0));
 }
 
+/// What Identify claims is supported, and what is supported is claimed.
+#[test]
+fn identify_and_the_pages_agree() {
+    let mut rig = Rig::new();
+    let mut d = rig.plug(config("logs"));
+    d.enable();
+    let id = d.identify_controller();
+    let word = |at: usize| u16::from_le_bytes([id[at], id[at + 1]]);
+    let commands = d.log_page(lid::COMMANDS_SUPPORTED, 4096);
+    let pages = d.log_page(lid::SUPPORTED_LOG_PAGES, 1024);
+    let features = d.log_page(lid::FEATURES_SUPPORTED, 1024);
+    let claims = |field: u16, bits: &[(u32, &[u8])], table: &[u8], first: usize| {
+        for (bit, members) in bits {
+            for member in *members {
+                let supported = dword(table, first + usize::from(*member)) & 1 != 0;
+                assert_eq!(field >> bit & 1 != 0, supported, "bit {bit}: {member:#x}");
+            }
+        }
+    };
+    // OACS: security, format, firmware, namespaces, self-test, directives, MI, virtualization, doorbell buffers.
+    let oacs: &[(u32, &[u8])] = &[
+        (0, &[0x81, 0x82]),
+        (1, &[0x80]),
+        (2, &[0x10, 0x11]),
+        (3, &[0x0d, 0x15]),
+        (4, &[0x14]),
+        (5, &[0x19, 0x1a]),
+        (6, &[0x1d, 0x1e]),
+        (7, &[0x1c]),
+        (8, &[0x7c]),
+    ];
+    claims(word(256), oacs, &commands, 0);
+    // ONCS: compare, write uncorrectable, dataset management, write zeroes, reservations, verify, copy.
+    let oncs: &[(u32, &[u8])] = &[
+        (0, &[0x05]),
+        (1, &[0x04]),
+        (2, &[0x09]),
+        (3, &[0x08]),
+        (5, &[0x0d, 0x0e, 0x11, 0x15]),
+        (7, &[0x0c]),
+        (8, &[0x19]),
+    ];
+    claims(word(520), oncs, &commands, 256);
+    claims(word(520), &[(6, &[0x0e])], &features, 0);
+    // VWC; KAS.
+    claims(id[525].into(), &[(0, &[0x06])], &features, 0);
+    let keeps_alive = u16::from(word(320) != 0);
+    claims(keeps_alive, &[(0, &[0x18])], &commands, 0);
+    claims(keeps_alive, &[(0, &[0x0f])], &features, 0);
+    // SANICAP.
+    let sanitizes = u16::from(id[328] & 7 != 0);
+    claims(sanitizes, &[(0, &[0x84])], &commands, 0);
+    claims(sanitizes, &[(0, &[0x81])], &pages, 0);
+    claims(word(256) >> 4, &[(0, &[0x06])], &pages, 0);
+    // LPA: effects, telemetry, persistent events, what is supported.
+    let lpa: &[(u32, &[u8])] = &[
+        (1, &[0x05]),
+        (3, &[0x07, 0x08]),
+        (4, &[0x0d]),
+        (5, &[0x00, 0x12, 0x13]),
+    ];
+    claims(id[261].into(), lpa, &pages, 0);
+    // OAES bit 8.
+    claims(word(92), &[(8, &[0x04])], &pages, 0);
+}
+
 #[test]
 fn log_pages_supported_are_those_there() {
     let mut rig = Rig::new();

@@ -147,6 +147,8 @@ fn what_cannot_be_read_is_found() {
     let cid = d.request_event();
     start(&mut d, NSID_ALL, SHORT).unwrap();
     assert_eq!(d.event(cid), 0x0001_0200);
+    let errors = d.log_page(lid::ERROR_INFORMATION, 64);
+    assert_eq!((errors[8], errors[24]), (0xff, 2));
     let newest = wait(&mut d);
     assert_eq!(newest.status, 0x10 | result::SEGMENT_FAILED);
     assert_eq!(

@@ -42,6 +42,18 @@ impl ErrorLog {
         self.push(entry);
     }
 
+    /// A block that could not be read, though no command asked for it.
+    pub(crate) fn medium(&mut self, nsid: u32, lba: u64, status: Status) {
+        let mut entry = ErrorEntry::new_zeroed();
+        entry.sqid = U16::new(0xffff);
+        entry.cid = U16::new(0xffff);
+        entry.status = U16::new(status.0 << 1);
+        entry.parameter = U16::new(0xffff);
+        entry.lba = U64::new(lba);
+        entry.nsid = nsid.into();
+        self.push(entry);
+    }
+
     fn push(&mut self, mut entry: ErrorEntry) {
         self.count = self.count.saturating_add(1);
         entry.error_count = U64::new(self.count);
