@@ -20,6 +20,7 @@ use crate::dma::Dma;
 use crate::events::{AsyncEvents, Event};
 use crate::features::Features;
 use crate::firmware::Firmware;
+use crate::gate::Gate;
 use crate::health::{Health, SPARE_THRESHOLD};
 use crate::held::HeldCommands;
 use crate::identify::{DEVICE_ID, VENDOR_ID, eui64};
@@ -62,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) self_test: SelfTest,
     pub(crate) sanitize: Sanitize,
     pub(crate) held: HeldCommands,
+    pub(crate) gate: Gate,
     pub(crate) telemetry: Mutex<Telemetry>,
     pub(crate) counters: Counters,
     pub(crate) mistakes: Mistakes,
@@ -308,6 +310,7 @@ impl NvmeController {
             self_test: SelfTest::default(),
             sanitize: Sanitize::default(),
             held: HeldCommands::default(),
+            gate: Gate::new(),
             telemetry: Mutex::default(),
             counters: Counters::new(),
             mistakes: Mistakes::default(),

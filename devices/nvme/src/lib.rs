@@ -10,7 +10,7 @@
 //! - `lifecycle`: the controller's thread: enable, reset, shutdown, admin queue. `admin`, `identify`, `features`,
 //!   `logs`, `events`: the admin commands. `health`, `telemetry`: what the controller says of itself.
 //!   `firmware`: images and slots, and what makes an image. `self_test`, `sanitize`: what runs in
-//!   the `background`. `held`: what Abort can take back.
+//!   the `background`. `held`: what Abort can take back. `gate`: where I/O commands come in.
 //! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
 //!   is fetched.
 //! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks.
@@ -35,9 +35,9 @@
 //!
 //! Of the admin commands: crypto erase and No-Deallocate of Sanitize, which leaves the CMB as it is; boot partitions;
 //! Keep Alive, Host Identifier, Persistent Event Log, security, NVMe-MI, virtualization. Abort finds commands that wait
-//! to be executed, and none that a host has queued. Controller Busy Time of the SMART page stays 0, the parameter of
-//! an Error Information entry unknown. Saved features, firmware and what the logs count live as long as the
-//! controller's process, over every reset and loss of power within it.
+//! to be executed, and none that a host has queued. The parameter of an Error Information entry is unknown. Saved
+//! features, firmware and what the logs count live as long as the controller's process, over every reset and loss of
+//! power within it.
 
 mod admin;
 mod background;
@@ -50,6 +50,7 @@ mod events;
 mod extents;
 mod features;
 mod firmware;
+mod gate;
 mod health;
 mod held;
 mod identify;

@@ -1,11 +1,10 @@
 //! Sanitize operations (Base 8.21): all that the namespaces hold is erased, in the background.
 //!
-//! Meanwhile, and after a failure, the host may do little else: [`Sanitize::admit`] and
-//! [`Sanitize::admit_admin`] refuse the rest. An operation goes on over resets; a loss of power makes it begin again.
+//! Meanwhile, and after a failure, the host may do little else: the `gate` keeps I/O commands out, and
+//! [`Sanitize::admit_admin`] the rest. An operation goes on over resets; a loss of power makes it begin again.
 //! Blocks are deallocated in the end (SANICAP.NDI) and read as zeros. The CMB is not touched: queues live there.
 
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -19,7 +18,7 @@ use crate::extents;
 use crate::locks::lock;
 use crate::logs;
 use crate::namespace::Namespace;
-use crate::spec::command::{Command, GetLogPageCdw10, SanitizeCdw10, admin, io};
+use crate::spec::command::{Command, GetLogPageCdw10, SanitizeCdw10, admin};
 use crate::spec::log::{SanitizeStatus, lid, self_test_result};
 use crate::spec::status::Status;
 
@@ -78,48 +77,19 @@ struct State {
     writes: u64,
 }
 
-/// A command that an operation would have to wait for.
-pub(crate) struct Admitted<'a>(Option<&'a AtomicU32>);
-
-impl Drop for Admitted<'_> {
-    fn drop(&mut self) {
-        if let Some(in_flight) = self.0 {
-            in_flight.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 pub(crate) struct Sanitize {
     state: Mutex<State>,
-    /// An operation is in progress, or has failed and nobody has dealt with it.
-    closed: AtomicBool,
-    /// I/O commands that were admitted and are being executed.
-    in_flight: AtomicU32,
     pub(crate) background: Background,
 }
 
 impl Sanitize {
-    /// Lets an I/O command in, unless an operation forbids it; it is in until what this returns is dropped.
-    /// Flush does no harm (NVM 5.9).
-    pub(crate) fn admit(&self, opcode: u8) -> Result<Admitted<'_>, Status> {
-        if opcode == io::FLUSH {
-            return Ok(Admitted(None));
-        }
-        // Counted first, then looked: an operation that begins in between sees the count.
-        self.in_flight.fetch_add(1, Ordering::SeqCst);
-        let admitted = Admitted(Some(&self.in_flight));
-        if self.closed.load(Ordering::SeqCst) {
-            return Err(self.refusal());
-        }
-        Ok(admitted)
-    }
-
-    /// The same for an admin command (Base 8.21.3).
-    pub(crate) fn admit_admin(&self, command: &Command) -> Result<(), Status> {
-        if !self.closed.load(Ordering::SeqCst) {
+    /// Lets an admin command through (Base 8.21.3), unless an operation is in progress, or has failed and nobody
+    /// has dealt with it.
+    pub(crate) fn admit_admin(&self, shared: &Shared, command: &Command) -> Result<(), Status> {
+        let Some(refusal) = shared.gate.refusal() else {
             return Ok(());
-        }
+        };
         let page = GetLogPageCdw10::from_bits(command.cdw10.get()).lid();
         let allowed = match command.opcode {
             admin::DELETE_IO_SQ
@@ -140,27 +110,20 @@ impl Sanitize {
                     | lid::SANITIZE_STATUS
             ),
             // The way out of a failure.
-            admin::SANITIZE => lock(&self.state).outcome == Outcome::Failed,
+            admin::SANITIZE => refusal == Status::SANITIZE_FAILED,
             _ => false,
         };
-        if allowed { Ok(()) } else { Err(self.refusal()) }
-    }
-
-    fn refusal(&self) -> Status {
-        match lock(&self.state).outcome {
-            Outcome::Failed => Status::SANITIZE_FAILED,
-            _ => Status::SANITIZE_IN_PROGRESS,
-        }
+        if allowed { Ok(()) } else { Err(refusal) }
     }
 
     /// Exit Failure Mode: only after an operation in unrestricted completion mode.
-    pub(crate) fn exit_failure_mode(&self) -> Result<(), Status> {
+    pub(crate) fn exit_failure_mode(&self, shared: &Shared) -> Result<(), Status> {
         let state = lock(&self.state);
         if state.outcome == Outcome::Failed {
             if !state.cdw10.ause() {
                 return Err(Status::SANITIZE_FAILED);
             }
-            self.closed.store(false, Ordering::SeqCst);
+            shared.gate.open();
         }
         Ok(())
     }
@@ -194,7 +157,7 @@ impl Sanitize {
                 },
                 ..State::default()
             };
-            self.closed.store(true, Ordering::SeqCst);
+            shared.gate.close(Status::SANITIZE_IN_PROGRESS);
         }
         let why = self_test_result::ABORTED_BY_SANITIZE;
         shared.self_test.abort(shared, why);
@@ -209,6 +172,7 @@ impl Sanitize {
         thread.map_err(|error| {
             tracing::error!(%error, "no thread for a sanitize operation");
             lock(&self.state).outcome = Outcome::Failed;
+            shared.gate.close(Status::SANITIZE_FAILED);
             Status::INTERNAL_ERROR
         })
     }
@@ -274,12 +238,14 @@ fn run(shared: &Shared, signal: &Signal) {
     let sanitize = &shared.sanitize;
     {
         let mut state = lock(&sanitize.state);
-        state.outcome = match &result {
-            Ok(()) => Outcome::Completed,
-            Err(_) => Outcome::Failed,
-        };
         state.writes = logs::writes(shared);
-        sanitize.closed.store(result.is_err(), Ordering::SeqCst);
+        if result.is_ok() {
+            state.outcome = Outcome::Completed;
+            shared.gate.open();
+        } else {
+            state.outcome = Outcome::Failed;
+            shared.gate.close(Status::SANITIZE_FAILED);
+        }
     }
     if let Err(Stop::Failed(error)) = result {
         tracing::warn!(%error, "a sanitize operation failed");
@@ -290,7 +256,7 @@ fn run(shared: &Shared, signal: &Signal) {
 
 fn perform(shared: &Shared, overwrite: Overwrite, signal: &Signal) -> Result<(), Stop> {
     let sanitize = &shared.sanitize;
-    while sanitize.in_flight.load(Ordering::SeqCst) > 0 {
+    while !shared.gate.is_empty() {
         go_on(signal)?;
     }
     let namespaces = shared.namespaces.all();

@@ -49,7 +49,7 @@ pub(crate) fn execute(
     if command.flags != PSDT_PRP {
         return Err(Status::INVALID_FIELD);
     }
-    shared.sanitize.admit_admin(command)?;
+    shared.sanitize.admit_admin(shared, command)?;
     let done = |()| Outcome::Done(0);
     match command.opcode {
         opcode::CREATE_IO_CQ => queues::create_cq(shared, dma, command).map(done),

@@ -17,7 +17,7 @@ mod action {
 pub(super) fn execute(shared: &Arc<Shared>, command: &Command) -> Result<(), Status> {
     let cdw10 = SanitizeCdw10::from_bits(command.cdw10.get());
     let pattern = match cdw10.sanact() {
-        action::EXIT_FAILURE_MODE => return shared.sanitize.exit_failure_mode(),
+        action::EXIT_FAILURE_MODE => return shared.sanitize.exit_failure_mode(shared),
         action::BLOCK_ERASE => None,
         action::OVERWRITE => Some(command.cdw11.get()),
         _ => return Err(Status::INVALID_FIELD),

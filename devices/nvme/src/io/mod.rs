@@ -31,7 +31,7 @@ pub(crate) fn execute(
     if !matches!(command.flags, PSDT_PRP | PSDT_SGL) {
         return Err(Status::INVALID_FIELD);
     }
-    let _admitted = shared.sanitize.admit(command.opcode)?;
+    let _passage = shared.gate.enter(command.opcode)?;
     let nsid = command.nsid.get();
     match command.opcode {
         opcode::FLUSH if nsid == NSID_ALL => {

@@ -23,6 +23,7 @@ pub(super) fn page(shared: &Shared) -> Smart {
     smart.data_units_written = units(&counters.bytes_written);
     smart.host_reads = wide(get(&counters.host_reads));
     smart.host_writes = wide(get(&counters.host_writes));
+    smart.busy_time = wide(shared.gate.busy_time().as_secs() / 60);
     smart.power_cycles = wide(vitals.power_cycles);
     smart.power_on_hours = wide(vitals.power_on_hours);
     smart.unsafe_shutdowns = wide(vitals.unsafe_shutdowns);
