@@ -21,7 +21,7 @@ use crate::events::{AsyncEvents, Event};
 use crate::features::Features;
 use crate::firmware::Firmware;
 use crate::gate::Gate;
-use crate::health::{Health, SPARE_THRESHOLD};
+use crate::health::Health;
 use crate::held::HeldCommands;
 use crate::identify::{DEVICE_ID, VENDOR_ID, eui64};
 use crate::lifecycle::Core;
@@ -35,9 +35,7 @@ use crate::regs::Registers;
 use crate::sanitize::Sanitize;
 use crate::self_test::SelfTest;
 use crate::spec::command::Command;
-use crate::spec::log::critical_warning;
 use crate::spec::registers::offset::DOORBELLS;
-use crate::spec::registers::shst;
 use crate::spec::status::Status;
 use crate::telemetry::Telemetry;
 use crate::trace::Trace;
@@ -118,43 +116,6 @@ impl Shared {
         if !already {
             self.keep_telemetry(why);
         }
-    }
-
-    /// Keeps the controller's state for the host to fetch: `why` is what a vendor would want to know of. Not
-    /// to be called with a lock.
-    pub(crate) fn keep_telemetry(&self, why: &str) {
-        let state = self.dump().to_string();
-        if lock(&self.telemetry).capture(why, state) {
-            self.event(Event::TELEMETRY_CHANGED);
-        }
-    }
-
-    /// An event for the host to hear of.
-    pub(crate) fn event(&self, event: Event) {
-        lock(&self.events).push(event);
-        self.wake.notify();
-    }
-
-    /// Critical Warning of the SMART page.
-    pub(crate) fn critical_warning(&self) -> u8 {
-        let vitals = self.health.vitals();
-        let outside = lock(&self.features).is_temperature_outside(vitals.temperature);
-        let spare = vitals.spare < SPARE_THRESHOLD;
-        u8::from(outside) * critical_warning::TEMPERATURE
-            + u8::from(spare) * critical_warning::SPARE
-    }
-
-    /// What the critical warnings depend on has changed: tells the host if it wants to hear.
-    pub(crate) fn check_health(&self) {
-        let warning = self.critical_warning();
-        lock(&self.events).health(warning);
-        self.wake.notify();
-    }
-
-    /// Whether a loss of power now is one that the host was not prepared for.
-    fn is_unsafe_to_lose_power(&self) -> bool {
-        let registers = lock(&self.registers);
-        registers.cc.en() && registers.csts.shst() != shst::COMPLETE
     }
 
     /// Counts a command and keeps its error, if any; returns the status to complete it with.

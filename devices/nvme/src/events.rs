@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use zerocopy::little_endian::U16;
 
+use crate::controller::Shared;
+use crate::locks::lock;
 use crate::spec::log::{critical_warning, lid};
 use crate::spec::status::Status;
 
@@ -232,6 +234,14 @@ impl AsyncEvents {
         if log == lid::CHANGED_NAMESPACES {
             self.changed.retain(|_, when| *when > then);
         }
+    }
+}
+
+impl Shared {
+    /// An event for the host to hear of.
+    pub(crate) fn event(&self, event: Event) {
+        lock(&self.events).push(event);
+        self.wake.notify();
     }
 }
 

@@ -12,6 +12,8 @@
 //! | 16 to 19 | length of the image in bytes, little endian |
 //! | 20 | bit 0: cannot be activated without a Controller Level Reset |
 //! | 21 to 23 | 0 |
+//!
+//! In a shell: `{ printf 'p2plabFW2.0     \0\020\0\0\0\0\0\0'; head -c 4072 /dev/zero; } > image`.
 
 use std::collections::BTreeMap;
 
@@ -289,6 +291,17 @@ mod tests {
         image.extend([flags, 0, 0, 0]);
         image.resize(length, 0x5a);
         image
+    }
+
+    /// What the command in this file's head makes.
+    #[test]
+    fn an_image_from_a_shell() {
+        let script = "printf 'p2plabFW2.0     \\0\\020\\0\\0\\0\\0\\0\\0'; head -c 4072 /dev/zero";
+        let made = std::process::Command::new("sh")
+            .args(["-c", script])
+            .output();
+        let image = Image::parse(&made.unwrap().stdout);
+        assert_eq!(image.map(|image| image.revision), Ok(*b"2.0     "));
     }
 
     #[test]

@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::controller::Shared;
 use crate::locks::lock;
+use crate::spec::log::critical_warning;
+use crate::spec::registers::shst;
 
 /// Composite temperature of a controller that nobody has heated, in kelvin.
 const ROOM_TEMPERATURE: u16 = 298;
@@ -157,6 +160,30 @@ impl State {
             warning_minutes: self.above_warning.minutes(now),
             critical_minutes: self.above_critical.minutes(now),
         }
+    }
+}
+
+impl Shared {
+    /// Critical Warning of the SMART page.
+    pub(crate) fn critical_warning(&self) -> u8 {
+        let vitals = self.health.vitals();
+        let outside = lock(&self.features).is_temperature_outside(vitals.temperature);
+        let spare = vitals.spare < SPARE_THRESHOLD;
+        u8::from(outside) * critical_warning::TEMPERATURE
+            + u8::from(spare) * critical_warning::SPARE
+    }
+
+    /// What the critical warnings depend on has changed: tells the host if it wants to hear.
+    pub(crate) fn check_health(&self) {
+        let warning = self.critical_warning();
+        lock(&self.events).health(warning);
+        self.wake.notify();
+    }
+
+    /// Whether a loss of power now is one that the host was not prepared for.
+    pub(crate) fn is_unsafe_to_lose_power(&self) -> bool {
+        let registers = lock(&self.registers);
+        registers.cc.en() && registers.csts.shst() != shst::COMPLETE
     }
 }
 

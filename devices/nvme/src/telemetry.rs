@@ -5,6 +5,9 @@ use std::fmt;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::controller::Shared;
+use crate::events::Event;
+use crate::locks::lock;
 use crate::spec::log::{TELEMETRY_BLOCK, TelemetryHeader};
 
 /// Data Area 1 is counted in 16 bits.
@@ -90,6 +93,17 @@ impl Telemetry {
         let mut page = header.as_bytes().to_vec();
         page.extend_from_slice(&capture.data);
         page
+    }
+}
+
+impl Shared {
+    /// Keeps the controller's state for the host to fetch: `why` is what a vendor would want to know of. Not
+    /// to be called with a lock.
+    pub(crate) fn keep_telemetry(&self, why: &str) {
+        let state = self.dump().to_string();
+        if lock(&self.telemetry).capture(why, state) {
+            self.event(Event::TELEMETRY_CHANGED);
+        }
     }
 }
 

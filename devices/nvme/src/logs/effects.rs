@@ -9,6 +9,12 @@ use crate::spec::command::{admin, io};
 const SUPPORTED: u32 = 1;
 /// LBCC: logical blocks change.
 const CONTENT: u32 = 1 << 1;
+/// NCC: what Identify says of a namespace changes.
+#[allow(dead_code, reason = "for Format and namespace management")]
+const NAMESPACE_CAPABILITY: u32 = 1 << 2;
+/// NIC: namespaces come or go.
+#[allow(dead_code, reason = "for Format and namespace management")]
+const NAMESPACE_INVENTORY: u32 = 1 << 3;
 /// CSE 001b: no other command to the same namespace while it is executed.
 #[allow(dead_code, reason = "for Format and namespace management")]
 const ALONE_IN_NAMESPACE: u32 = 1 << 16;
