@@ -76,6 +76,9 @@ impl Event {
     /// Sanitize Operation Completed.
     pub(crate) const SANITIZE_COMPLETED: Self =
         Self::new(Kind::IoCommandSpecific, 1, lid::SANITIZE_STATUS);
+    /// Sanitize Operation Completed With Unexpected Deallocation.
+    pub(crate) const SANITIZE_DEALLOCATED: Self =
+        Self::new(Kind::IoCommandSpecific, 2, lid::SANITIZE_STATUS);
 
     const fn new(kind: Kind, info: u8, log: u8) -> Self {
         Self { kind, info, log }

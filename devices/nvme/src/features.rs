@@ -49,6 +49,7 @@ const FEATURES: &[Feature] = &[
         data: 8,
         ..feature(feature::TIMESTAMP, false)
     },
+    feature(feature::SANITIZE_CONFIG, true),
     feature(feature::SOFTWARE_PROGRESS_MARKER, true),
 ];
 
@@ -129,6 +130,8 @@ pub(crate) struct Features {
     write_atomicity: u32,
     async_events: u32,
     timestamp: Timestamp,
+    /// No-Deallocate Response Mode: Sanitize deallocates though it is asked not to, and says so.
+    pub(crate) deallocates_anyway: bool,
     software_progress: u8,
 }
 
@@ -172,6 +175,7 @@ impl Features {
             write_atomicity: 0,
             async_events: 0,
             timestamp: Timestamp::at_reset(),
+            deallocates_anyway: false,
             software_progress: 0,
         }
     }
@@ -233,6 +237,7 @@ impl Features {
             feature::WRITE_ATOMICITY => self.write_atomicity,
             feature::ASYNC_EVENT_CONFIG => self.async_events,
             feature::TIMESTAMP => 0,
+            feature::SANITIZE_CONFIG => self.deallocates_anyway.into(),
             feature::SOFTWARE_PROGRESS_MARKER => self.software_progress.into(),
             _ => return Err(Status::INVALID_FIELD),
         })
@@ -270,6 +275,7 @@ impl Features {
             feature::ASYNC_EVENT_CONFIG if cdw11 & !events::CONFIGURABLE == 0 => {
                 self.async_events = cdw11;
             }
+            feature::SANITIZE_CONFIG => self.deallocates_anyway = cdw11 & 1 != 0,
             feature::SOFTWARE_PROGRESS_MARKER => self.software_progress = (cdw11 & 0xff) as u8,
             _ => return Err(Status::INVALID_FIELD),
         }

@@ -33,7 +33,7 @@
 //! queues, page sizes other than 4 KiB, interrupt coalescing (stored, not acted on), command sets other than NVM.
 //! A worker executes one command at a time.
 //!
-//! Of the admin commands: crypto erase and No-Deallocate of Sanitize, which leaves the CMB as it is; boot partitions;
+//! Of the admin commands: crypto erase, and keeping blocks allocated, of Sanitize, which leaves the CMB as it is; boot partitions;
 //! Keep Alive, Host Identifier, Persistent Event Log, security, NVMe-MI, virtualization. Abort finds commands that wait
 //! to be executed, and none that a host has queued. The parameter of an Error Information entry is unknown. Saved
 //! features, firmware and what the logs count live as long as the controller's process, over every reset and loss of

@@ -40,6 +40,8 @@ enum Outcome {
     Completed = 1,
     InProgress = 2,
     Failed = 3,
+    /// Blocks were deallocated though the host had asked for the contrary.
+    Deallocated = 4,
 }
 
 /// What an operation does before blocks are deallocated.
@@ -196,7 +198,8 @@ impl Sanitize {
         let mut page = SanitizeStatus::new_zeroed();
         let in_progress = state.outcome == Outcome::InProgress;
         page.sprog = U16::new(if in_progress { state.progress } else { 0xffff });
-        let erased = state.outcome == Outcome::Completed && state.writes == logs::writes(shared);
+        let completed = matches!(state.outcome, Outcome::Completed | Outcome::Deallocated);
+        let erased = completed && state.writes == logs::writes(shared);
         page.sstat = U16::new(
             state.outcome as u16 | (state.passes_done & 0x1f) << 3 | u16::from(erased) << 8,
         );
@@ -236,11 +239,16 @@ fn run(shared: &Shared, signal: &Signal) {
         return;
     }
     let sanitize = &shared.sanitize;
+    let mut event = Event::SANITIZE_COMPLETED;
     {
         let mut state = lock(&sanitize.state);
         state.writes = logs::writes(shared);
         if result.is_ok() {
             state.outcome = Outcome::Completed;
+            if state.cdw10.ndas() {
+                state.outcome = Outcome::Deallocated;
+                event = Event::SANITIZE_DEALLOCATED;
+            }
             shared.gate.open();
         } else {
             state.outcome = Outcome::Failed;
@@ -251,7 +259,7 @@ fn run(shared: &Shared, signal: &Signal) {
         tracing::warn!(%error, "a sanitize operation failed");
         shared.keep_telemetry("a sanitize operation failed");
     }
-    shared.event(Event::SANITIZE_COMPLETED);
+    shared.event(event);
 }
 
 fn perform(shared: &Shared, overwrite: Overwrite, signal: &Signal) -> Result<(), Stop> {

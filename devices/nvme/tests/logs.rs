@@ -102,6 +102,7 @@ fn identify_and_the_pages_agree() {
     let sanitizes = u16::from(id[328] & 7 != 0);
     claims(sanitizes, &[(0, &[0x84])], &commands, 0);
     claims(sanitizes, &[(0, &[0x81])], &pages, 0);
+    claims(id[331].into(), &[(5, &[0x17])], &features, 0);
     claims(word(256) >> 4, &[(0, &[0x06])], &pages, 0);
     // LPA: effects, telemetry, persistent events, what is supported.
     let lpa: &[(u32, &[u8])] = &[

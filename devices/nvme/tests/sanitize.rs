@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use driver::{Driver, NAMESPACE_SIZE, Rig, config, pattern, wait_until};
-use p2plab_nvme::spec::command::{Command, NSID_ALL, SanitizeCdw10, admin, io};
+use p2plab_nvme::spec::command::{Command, NSID_ALL, SanitizeCdw10, admin, feature, io};
 use p2plab_nvme::spec::log::{SanitizeStatus, lid};
 use p2plab_nvme::spec::status::Status;
 use p2plab_nvme::{Backing, NamespaceConfig};
@@ -28,6 +28,7 @@ const CRYPTO_ERASE: u8 = 4;
 const COMPLETED: u16 = 1;
 const IN_PROGRESS: u16 = 2;
 const FAILED: u16 = 3;
+const DEALLOCATED: u16 = 4;
 const GLOBAL_DATA_ERASED: u16 = 1 << 8;
 
 fn fails<T>(status: Status) -> Result<T, Status> {
@@ -51,6 +52,21 @@ fn wait(d: &mut Driver) -> SanitizeStatus {
     wait_until("the end of a sanitize operation", || {
         Some(status(d)).filter(|s| s.sstat.get() & 7 != IN_PROGRESS)
     })
+}
+
+/// Blocks are deallocated in any case: for a host that does not want that, an error or a warning as it chooses.
+#[test]
+fn unwanted_deallocation_is_an_error_or_a_warning() {
+    let mut rig = Rig::new();
+    let mut d = disk(&mut rig);
+    let unwanted = action(BLOCK_ERASE).with_ndas(true);
+    assert_eq!(sanitize(&mut d, unwanted), fails(Status::INVALID_FIELD));
+    d.set_feature(feature::SANITIZE_CONFIG, 1).unwrap();
+    let cid = d.request_event();
+    sanitize(&mut d, unwanted).unwrap();
+    assert_eq!(d.event(cid), 0x0081_0206);
+    assert_eq!(status(&mut d).sstat.get(), DEALLOCATED | GLOBAL_DATA_ERASED);
+    assert!(is_zero(&d));
 }
 
 /// Two namespaces, with data in both.

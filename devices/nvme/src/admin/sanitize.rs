@@ -22,8 +22,8 @@ pub(super) fn execute(shared: &Arc<Shared>, command: &Command) -> Result<(), Sta
         action::OVERWRITE => Some(command.cdw11.get()),
         _ => return Err(Status::INVALID_FIELD),
     };
-    // SANICAP.NDI, and no Sanitize Config feature that would make it a warning.
-    if cdw10.ndas() {
+    // SANICAP.NDI: blocks are deallocated, which is an error or a warning as the host has chosen.
+    if cdw10.ndas() && !lock(&shared.features).deallocates_anyway {
         return Err(Status::INVALID_FIELD);
     }
     if lock(&shared.firmware).is_pending() {

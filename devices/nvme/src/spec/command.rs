@@ -122,6 +122,7 @@ pub mod feature {
     pub const WRITE_ATOMICITY: u8 = 0x0a;
     pub const ASYNC_EVENT_CONFIG: u8 = 0x0b;
     pub const TIMESTAMP: u8 = 0x0e;
+    pub const SANITIZE_CONFIG: u8 = 0x17;
     pub const SOFTWARE_PROGRESS_MARKER: u8 = 0x80;
 }
 
