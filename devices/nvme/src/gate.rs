@@ -15,7 +15,8 @@ pub(crate) struct Gate {
     busy: Busy,
 }
 
-/// Time in which there was at least one command inside, in nanoseconds.
+/// Time in which there was at least one command inside, in nanoseconds. Commands that come and go at the same
+/// instant may err about who begins and who ends it: it is a statistic, and takes no lock.
 #[derive(Debug)]
 struct Busy {
     epoch: Instant,
@@ -26,6 +27,10 @@ struct Busy {
 impl Busy {
     fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn begin(&self) {
+        self.since.store(self.now(), Ordering::Relaxed);
     }
 }
 
@@ -51,9 +56,13 @@ impl Gate {
         if opcode == io::FLUSH && self.refusal().is_some() {
             return Ok(Passage(None));
         }
+        let alone = self.inside.load(Ordering::Relaxed) == 0;
+        if alone {
+            self.busy.begin();
+        }
         // Counted first, then looked: who closes the gate in between sees the count.
-        if self.inside.fetch_add(1, Ordering::SeqCst) == 0 {
-            self.busy.since.store(self.busy.now(), Ordering::SeqCst);
+        if self.inside.fetch_add(1, Ordering::SeqCst) == 0 && !alone {
+            self.busy.begin();
         }
         let passage = Passage(Some(self));
         self.refusal().map_or(Ok(passage), Err)
@@ -83,10 +92,10 @@ impl Gate {
         let running = if self.is_empty() {
             0
         } else {
-            let since = self.busy.since.load(Ordering::SeqCst);
+            let since = self.busy.since.load(Ordering::Relaxed);
             self.busy.now().saturating_sub(since)
         };
-        let total = self.busy.total.load(Ordering::SeqCst);
+        let total = self.busy.total.load(Ordering::Relaxed);
         Duration::from_nanos(total.saturating_add(running))
     }
 }
@@ -95,10 +104,10 @@ impl Drop for Passage<'_> {
     fn drop(&mut self) {
         let Some(gate) = self.0 else { return };
         // Looked at while this one is still counted: nobody begins another busy time before.
-        let since = gate.busy.since.load(Ordering::SeqCst);
+        let since = gate.busy.since.load(Ordering::Relaxed);
         if gate.inside.fetch_sub(1, Ordering::SeqCst) == 1 {
             let time = gate.busy.now().saturating_sub(since);
-            gate.busy.total.fetch_add(time, Ordering::SeqCst);
+            gate.busy.total.fetch_add(time, Ordering::Relaxed);
         }
     }
 }
