@@ -301,6 +301,11 @@ fn go_on(signal: &Signal) -> Result<(), Stop> {
     }
 }
 
+/// Leaves nothing of what these bytes of a namespace, which are whole blocks, held.
+fn erase(ns: &Namespace, start: u64, length: u64) -> std::io::Result<()> {
+    ns.write_zeroes(start, length)
+}
+
 /// Overwrites with `pattern`, or else erases, at `offset` or behind it: where to go on, if anywhere.
 ///
 /// Holes hold nothing, so there is nothing to overwrite: a namespace that is larger than the memory stays so.
@@ -321,7 +326,7 @@ fn step(ns: &Namespace, offset: u64, pattern: Option<u32>) -> std::io::Result<Op
             let data = data.get(..length as usize).unwrap_or(&data);
             ns.file.write_all_at(data, start)?;
         }
-        None => ns.write_zeroes(start, length)?,
+        None => erase(ns, start, length)?,
     }
     // A range of nothing was punched meanwhile.
     Ok(Some(start + length.max(1)))
