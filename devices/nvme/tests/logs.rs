@@ -318,6 +318,32 @@ fn events_that_the_host_does_not_want_are_not_sent() {
     assert_eq!(d.event(cid), 0x0002_0101);
 }
 
+/// What the host has saved applies after a reset, and a warning that persists is told again.
+#[test]
+fn a_saved_configuration_outlives_a_reset() {
+    let mut rig = Rig::new();
+    let mut d = rig.plug(config("logs"));
+    d.enable();
+    d.controller.set_temperature(350);
+    let save = u32::from(feature::ASYNC_EVENT_CONFIG) | 1 << 31;
+    for reset in [true, false] {
+        let cid = d.request_event();
+        if reset {
+            d.simple_admin(admin::SET_FEATURES, 0, [save, 2, 0])
+                .unwrap();
+        }
+        assert_eq!(d.event(cid), 0x0002_0101);
+        d.disable();
+        d.enable();
+    }
+    // Not read meanwhile, and cooled down: nothing to tell.
+    d.controller.set_temperature(300);
+    d.log_page(lid::SMART, 512);
+    let cid = d.request_event();
+    d.log_page(lid::SMART, 512);
+    assert_eq!(d.poll_event(cid), None);
+}
+
 #[test]
 fn requests_for_events_are_limited_and_abortable() {
     let mut rig = Rig::new();

@@ -7,7 +7,7 @@ mod driver;
 use std::os::unix::fs::FileExt;
 
 use driver::{Driver, Rig, config, wait_until};
-use p2plab_nvme::spec::command::{NSID_ALL, admin};
+use p2plab_nvme::spec::command::{NSID_ALL, admin, feature};
 use p2plab_nvme::spec::log::{SelfTestResult, lid, self_test_result as result};
 use p2plab_nvme::spec::status::Status;
 use p2plab_nvme::{Backing, NamespaceConfig};
@@ -144,9 +144,12 @@ fn what_cannot_be_read_is_found() {
     d.enable();
     let file = std::fs::OpenOptions::new().write(true).open(&path);
     file.unwrap().set_len(3 << 20).unwrap();
-    let cid = d.request_event();
+    d.set_feature(feature::ASYNC_EVENT_CONFIG, 1 << 10).unwrap();
+    let requests = [d.request_event(), d.request_event()];
     start(&mut d, NSID_ALL, SHORT).unwrap();
-    assert_eq!(d.event(cid), 0x0001_0200);
+    // Diagnostic Failure, then Telemetry Log Changed.
+    assert_eq!(d.event(requests[0]), 0x0001_0200);
+    assert_eq!(d.event(requests[1]), 0x0008_0302);
     let errors = d.log_page(lid::ERROR_INFORMATION, 64);
     assert_eq!((errors[8], errors[24]), (0xff, 2));
     let newest = wait(&mut d);
