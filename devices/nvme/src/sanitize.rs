@@ -183,8 +183,11 @@ impl Sanitize {
     pub(crate) fn resume(&self, shared: &Arc<Shared>) {
         let interrupted = {
             let mut state = lock(&self.state);
-            state.passes_done = 0;
-            state.outcome == Outcome::InProgress
+            let interrupted = state.outcome == Outcome::InProgress;
+            if interrupted {
+                (state.passes_done, state.progress) = (0, 0);
+            }
+            interrupted
         };
         if interrupted {
             // Without a thread it has failed, which the log tells.

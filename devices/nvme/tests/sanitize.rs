@@ -137,6 +137,11 @@ fn overwriting_takes_the_passes_asked_for() {
     // 0 stands for 16.
     sanitize(&mut d, action(OVERWRITE)).unwrap();
     assert_eq!(wait(&mut d).sstat.get() >> 3 & 0x1f, 16);
+    // The log outlives a loss of power.
+    rig.fabric.unplug("nvme0").unwrap();
+    let mut d = rig.plug_again(d);
+    d.enable();
+    assert_eq!(status(&mut d).sstat.get() >> 3 & 0x1f, 16);
 }
 
 #[test]
