@@ -1,6 +1,6 @@
 //! Bad input: one sentence that says what is wrong and how to mend it, exit status 2, no backtrace.
 
-use std::os::unix::fs::PermissionsExt;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -172,10 +172,27 @@ fn files_to_put_are_checked_before_the_start() {
     );
 }
 
+/// Makes an executable of `text`. By a process of its own: a child that another thread forks meanwhile would hold a
+/// file that we write open, and it could not be executed (ETXTBSY).
+pub fn install(path: &Path, text: &str) {
+    let mut shell = Command::new("sh")
+        .args(["-c", "rm -f \"$0\" && cat > \"$0\" && chmod 755 \"$0\""])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    shell
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    assert!(shell.wait().unwrap().success());
+}
+
 /// An executable script.
 fn script(path: &Path, body: &str) {
-    std::fs::write(path, format!("#!/bin/sh\n{body}\n")).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    install(path, &format!("#!/bin/sh\n{body}\n"));
 }
 
 #[test]
@@ -195,7 +212,7 @@ fn a_qemu_that_cannot_run_a_lab_is_refused() {
     );
     refused(
         &boot_with(&["--qemu", qemu]),
-        &[qemu, "has no vfio-user-pci", "10.1 or newer"],
+        &[qemu, "has no vfio-user-pci", "11.1 or newer"],
     );
     let doctor = run(&["doctor", "--qemu", qemu]);
     assert_eq!(doctor.status.code(), Some(2));
@@ -243,7 +260,10 @@ fn a_kernel_that_cannot_run_a_lab_is_refused() {
         ]),
         &["holds no kernel modules", "modules_install"],
     );
-    refused(&boot_with(&["--modules", "/tmp"]), &["--kernel"]);
+    refused(
+        &boot_with(&["--modules", "/tmp"]),
+        &["`modules` needs `kernel`"],
+    );
 }
 
 fn fetch_with(cache: &Path, path: &str) -> Output {

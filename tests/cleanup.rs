@@ -68,7 +68,8 @@ fn leaves_nothing(signal: Signal) {
         family.iter().any(|pid| is_qemu(*pid)),
         "no QEMU among {family:?}"
     );
-    let sockets = sockets_of(&family);
+    // The endpoints' sockets are the lab's own process's.
+    let sockets = sockets_of(&[&[lab.id()], &family[..]].concat());
     kill_process(Pid::from_child(&lab), signal).unwrap();
     until("the command line to end", || {
         lab.try_wait().unwrap().is_some()
@@ -145,6 +146,15 @@ fn a_passed_run_is_on_record() {
     assert_eq!(markers(&run), ["passed"]);
     assert_run_files(&run);
     let read = |name| fs::read_to_string(run.join(name)).unwrap();
+    let command = read("cmdline.txt");
+    for part in [
+        "# The same lab again: p2plab boot topology.toml",
+        ".mapped-ram",
+        "vfio-user-pci",
+        "qemu-system-x86_64",
+    ] {
+        assert!(command.contains(part), "no {part} in {command}");
+    }
     assert!(
         read("console.log").contains("nvme nvme0"),
         "the guest found the SSD"

@@ -249,3 +249,106 @@ fn children(process: &Child) -> Vec<PathBuf> {
         })
         .collect()
 }
+
+/// The main job as its users run it: the table on standard output, what it says and more in the JSON file.
+#[test]
+fn the_main_job_prints_its_table_and_writes_json() {
+    let _share = HostShare::take();
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("report.json");
+    let output = run(&[
+        "run",
+        "nvme-cmb-copy",
+        "--size",
+        "64MiB",
+        "--json",
+        json.to_str().unwrap(),
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let table = text(&output.stdout);
+    for part in [
+        "nvme-cmb-copy: 64MiB in chunks of 1MiB",
+        "throughput",
+        "every byte compared",
+        "sw0 USP",
+        "sw0.0 DSP (ssd0)",
+        "sw0.1 DSP (ssd1)",
+        "At the upstream port: ",
+    ] {
+        assert!(table.contains(part), "no {part:?} in\n{table}");
+    }
+    let report = std::fs::read_to_string(&json).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["schema_version"], 1);
+    assert_eq!(report["scenario"], "nvme-cmb-copy");
+    assert_eq!(report["size_bytes"], 64 << 20);
+    assert_eq!(report["chunk_bytes"], 1 << 20);
+    let number = |pointer: &str| report.pointer(pointer).unwrap().as_f64().unwrap();
+    for mode in ["classic", "p2p"] {
+        assert_eq!(report["modes"][mode]["verified"], true);
+        let (seconds, rate) = (
+            number(&format!("/modes/{mode}/seconds")),
+            number(&format!("/modes/{mode}/bytes_per_second")),
+        );
+        let size = f64::from(64 << 20);
+        assert!((rate * seconds / size - 1.0).abs() < 1e-6, "{report:#}");
+        let port = |port: &&serde_json::Value| port["mode"] == mode && port["name"] == "sw0";
+        let usp = report["ports"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(port)
+            .unwrap();
+        assert_eq!(
+            usp["payload_bytes"],
+            report["modes"][mode]["usp_payload_bytes"]
+        );
+        let moved = |e: &&serde_json::Value| {
+            e["mode"] == mode && e["source"] == "ssd0" && e["kind"] == "CplD"
+        };
+        assert!(
+            report["matrix"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|e| moved(&e))
+        );
+        // The table shows the same number as the file.
+        let bytes = usp["payload_bytes"].as_u64().unwrap();
+        assert!(
+            table.replace(',', "").contains(&bytes.to_string()),
+            "{table}"
+        );
+    }
+    let usp = |mode: &str| number(&format!("/modes/{mode}/usp_payload_bytes"));
+    assert!(usp("classic") > 500.0 * usp("p2p"), "{report:#}");
+    assert!(report["versions"]["qemu"].is_string() && report["versions"]["kernel"].is_string());
+}
+
+/// A cache on a full disk is found out before the guest boots, not when its image does not fit.
+#[test]
+fn a_base_image_needs_space() {
+    let images = p2plab_images::Cache::open()
+        .unwrap()
+        .directory("base-images")
+        .unwrap();
+    let line = "mount -t tmpfs -o size=1m none \"$IMAGES\" || exit 77; exec \"$P2PLAB\" boot \"$TOPOLOGY\" --exec true";
+    let output = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", line])
+        .env("P2PLAB", p2plab())
+        .env("IMAGES", images)
+        .env("TOPOLOGY", topology("one-switch.toml"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    if output.status.code() == Some(77) || text(&output.stderr).contains("unshare:") {
+        eprintln!("not tested: this host allows no user name spaces");
+        return;
+    }
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(
+        errors.contains("no space for") && errors.contains("free about"),
+        "{errors}"
+    );
+}

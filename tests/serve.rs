@@ -1,7 +1,6 @@
 //! `p2plab serve`: switch and endpoints for a QEMU, or another client, that somebody starts by hand.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
@@ -9,6 +8,7 @@ use p2plab_images::{Cache, Initramfs, InitramfsSpec, Overrides, Silent, resolve}
 use p2plab_tests::HostShare;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::bad_input::install;
 use crate::command_line::{await_line, command, text, topology, within};
 
 /// A child that does not outlive its test.
@@ -194,9 +194,5 @@ fn install_qemu(folder: &Path, words: &[std::ffi::OsString]) {
         script.push_str(&format!(" '{}'", word.to_str().unwrap()));
     }
     script.push_str(" \"$@\"\n");
-    let path = folder.join("qemu-system-x86_64");
-    let mut file = std::fs::File::create(&path).unwrap();
-    file.write_all(script.as_bytes()).unwrap();
-    file.set_permissions(std::fs::Permissions::from_mode(0o755))
-        .unwrap();
+    install(&folder.join("qemu-system-x86_64"), &script);
 }

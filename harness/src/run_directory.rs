@@ -94,7 +94,8 @@ impl RunDirectory {
         fs::create_dir_all(&path).map_err(failed("create the run's folder", &path))?;
         let name = path.join("started");
         let mut marker = File::create(&name).map_err(failed("write", &name))?;
-        flock(&marker, FlockOperation::NonBlockingLockExclusive)
+        // Another process that prunes probes the lock for a moment. The wait cannot be long: the folder is ours.
+        flock(&marker, FlockOperation::LockExclusive)
             .map_err(|error| failed("lock", &name)(error.into()))?;
         writeln!(marker, "pid {}", std::process::id()).map_err(failed("write", &name))?;
         Ok(Self {
@@ -130,8 +131,16 @@ impl RunDirectory {
     }
 
     /// Writes the command line so that a shell takes it (descriptors of `fd=` arguments excepted).
-    pub fn write_command_line(&self, argv: &[OsString]) -> Result<(), RunDirectoryError> {
+    /// `notes` precede it as comments.
+    pub fn write_command_line(
+        &self,
+        argv: &[OsString],
+        notes: &[String],
+    ) -> Result<(), RunDirectoryError> {
         let mut text = Vec::new();
+        for line in notes.iter().flat_map(|note| note.lines()) {
+            text.extend_from_slice(format!("# {line}\n").as_bytes());
+        }
         for (index, word) in argv.iter().enumerate() {
             // One option a line: people read and compare these.
             if index > 0 {
@@ -362,7 +371,7 @@ mod tests {
             "printf", "%s|", "-append", "a b", "it's", "", "$HOME", "x;y",
         ]
         .map(OsString::from);
-        run.write_command_line(&argv).unwrap();
+        run.write_command_line(&argv, &[]).unwrap();
         let output = std::process::Command::new("sh")
             .arg(run.path().join("cmdline.txt"))
             .output();

@@ -1,12 +1,13 @@
 //! Fetches what a lab runs on, builds an initramfs, and says what came and how long it took.
 //!
-//! `cargo run -p p2plab-images --example fetch [MODULE...]`
+//! `cargo run -p p2plab-images --example fetch [--system] [MODULE...]`
 
 use std::process::ExitCode;
 use std::time::Instant;
 
 use p2plab_images::{
     ArtifactError, Cache, HostReport, Initramfs, InitramfsSpec, Overrides, Terminal, resolve,
+    resolve_with_system,
 };
 
 fn main() -> ExitCode {
@@ -23,10 +24,16 @@ fn run() -> Result<(), ArtifactError> {
     let start = Instant::now();
     let cache = Cache::open()?;
     let overrides = Overrides::default();
-    let artifacts = resolve(&cache, &overrides, &mut Terminal::new())?;
+    let mut modules: Vec<String> = std::env::args().skip(1).collect();
+    let system = modules.first().is_some_and(|word| word == "--system");
+    let artifacts = if system {
+        modules.remove(0);
+        resolve_with_system(&cache, &overrides, &[], &mut Terminal::new())?
+    } else {
+        resolve(&cache, &overrides, &mut Terminal::new())?
+    };
     println!("resolved in {:?}", start.elapsed());
 
-    let mut modules: Vec<String> = std::env::args().skip(1).collect();
     if modules.is_empty() {
         modules = ["nvme", "virtio_net", "virtio_blk"]
             .map(str::to_owned)
@@ -52,6 +59,9 @@ fn run() -> Result<(), ArtifactError> {
         artifacts.kernel.release,
         artifacts.kernel.image.display()
     );
+    if let Some(system) = &artifacts.system {
+        println!("system image: {}", system.path.display());
+    }
     println!("identity {}", artifacts.identity());
     println!("\n{}", HostReport::gather(&cache, &overrides)?);
     Ok(())

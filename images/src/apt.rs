@@ -35,6 +35,7 @@ pub(crate) struct Deb {
 pub(crate) struct Apt {
     config: PathBuf,
     archives: PathBuf,
+    suites: Vec<String>,
     prefer: String,
     /// Base address of the mirror in use.
     pub mirror: String,
@@ -54,6 +55,7 @@ impl Apt {
             let apt = Self {
                 config: dir.join("apt.conf"),
                 archives: dir.join("archives"),
+                suites: source.suites.clone(),
                 prefer: source.prefer.clone(),
                 mirror,
             };
@@ -151,9 +153,16 @@ impl Apt {
                 .args(names),
         )?;
         if !out.status.success() {
-            return Err(ArtifactError::Fetch {
-                set: set.into(),
-                detail: child::reason(&out),
+            let detail = child::reason(&out);
+            return Err(match unknown_package(&detail) {
+                Some(package) => ArtifactError::NoSuchPackage {
+                    package: package.to_owned(),
+                    suites: self.suites.clone(),
+                },
+                None => ArtifactError::Fetch {
+                    set: set.into(),
+                    detail,
+                },
             });
         }
         let text = String::from_utf8_lossy(&out.stdout);
@@ -297,6 +306,10 @@ APT::Architecture "{architecture}";
 #clear APT::Architectures;
 APT::Architectures {{ "{architecture}"; }};
 APT::Sandbox::User "";
+APT::Get::AllowUnauthenticated "false";
+Acquire::AllowInsecureRepositories "false";
+Acquire::AllowWeakRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
 APT::Install-Recommends "false";
 APT::Install-Suggests "false";
 Acquire::Languages "none";
@@ -332,6 +345,12 @@ fn mid_sync(out: &Output) -> bool {
     ]
     .iter()
     .any(|sign| text.contains(sign))
+}
+
+/// The package that apt-get, in the C locale, says it does not know.
+fn unknown_package(reason: &str) -> Option<&str> {
+    let rest = reason.strip_prefix("Unable to locate package ")?;
+    rest.split_ascii_whitespace().next()
 }
 
 /// `'URI' FILE SIZE HASH`, where FILE is PACKAGE_VERSION_ARCHITECTURE.deb with `:` written as `%3a`.
@@ -382,6 +401,13 @@ mod tests {
     }
 
     #[test]
+    fn a_package_that_does_not_exist_is_named() {
+        let reason = "Unable to locate package strac";
+        assert_eq!(unknown_package(reason), Some("strac"));
+        assert_eq!(unknown_package("Failed to fetch x"), None);
+    }
+
+    #[test]
     fn a_mirror_in_mid_sync_gets_three_attempts_and_other_errors_one() {
         let mut tried = 0;
         let out = retrying("m", || {
@@ -410,6 +436,19 @@ mod tests {
             "DPkg::Pre-Install-Pkgs;",
         ] {
             assert!(text.contains(&format!("#clear {hook}")));
+        }
+    }
+
+    #[test]
+    fn no_setting_of_the_machine_switches_signatures_off() {
+        let text = config_text(Path::new("/somewhere"), "amd64");
+        for setting in [
+            "APT::Get::AllowUnauthenticated",
+            "Acquire::AllowInsecureRepositories",
+            "Acquire::AllowWeakRepositories",
+            "Acquire::AllowDowngradeToInsecureRepositories",
+        ] {
+            assert!(text.contains(&format!("{setting} \"false\";")));
         }
     }
 }

@@ -101,6 +101,19 @@ pub enum ArtifactError {
         detail: String,
     },
 
+    /// A package that the suites do not have.
+    #[error(
+        "there is no package {package} in {}: correct its name where it is listed, in the topology or in \
+         images/manifest.toml",
+        suites.join(" or ")
+    )]
+    NoSuchPackage {
+        /// What was asked for.
+        package: String,
+        /// The suites of the manifest.
+        suites: Vec<String>,
+    },
+
     /// No kernel of the suite fits.
     #[error(
         "no kernel {pattern} with {config} in the suite: give one with --kernel BZIMAGE --modules DIR, or update \
@@ -161,7 +174,7 @@ pub enum ArtifactError {
 
     /// The user's QEMU is too old.
     #[error(
-        "QEMU at {} is {version}{}: give one of 10.1 or newer{} with --qemu, or leave it out to use the one that \
+        "QEMU at {} is {version}{}: give one of 11.1 or newer{} with --qemu, or leave it out to use the one that \
          p2plab fetches",
         path.display(),
         if *has_vfio_user { "" } else { " and has no vfio-user-pci" },

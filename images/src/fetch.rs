@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 
 use crate::apt::{Apt, Deb};
 use crate::cache::Cache;
-use crate::manifest::{Manifest, PackageSet};
-use crate::{ArtifactError, Progress, child, kernel, qemu};
+use crate::manifest::{IMAGE_TOOLS, Manifest, PackageSet, SYSTEM};
+use crate::{ArtifactError, Progress, child, kernel, qemu, system_image};
 
 /// MiB that a fetch of everything needs at its peak: packages, lists and what is unpacked.
 pub(crate) const NEEDED_MIB: u64 = 900;
@@ -34,7 +34,7 @@ pub struct Resolved {
     pub suites: Vec<String>,
     /// Every package, sorted by name.
     pub packages: Vec<ResolvedPackage>,
-    /// What was found out about the files: `qemu` (version) or `kernel` (release).
+    /// What was found out about the files: `qemu` (version), `kernel` (release) or `image` (its size).
     pub facts: BTreeMap<String, String>,
 }
 
@@ -58,7 +58,7 @@ impl Resolved {
         serde_json::from_slice(&text).map_err(|_| ArtifactError::CacheDamaged { path })
     }
 
-    fn write(&self, set: &Path) -> Result<(), ArtifactError> {
+    pub(crate) fn write(&self, set: &Path) -> Result<(), ArtifactError> {
         let path = set.join(RECORD);
         let failed = |e| ArtifactError::writing(&path, e);
         let text = serde_json::to_vec_pretty(self).map_err(|e| failed(e.into()))?;
@@ -80,7 +80,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Directory of the set's unpacked files.
+/// Directory of the set's unpacked files; the system image's set has the image instead.
 pub(crate) fn root_of(set: &Path) -> PathBuf {
     set.join("root")
 }
@@ -100,7 +100,21 @@ pub(crate) fn provide(
             .copied()
             .filter(|s| missing.contains(&manifest.directory(s)))
             .collect();
-        let done = fetch(manifest, &wanted, dir, progress);
+        let done = fetch(manifest, &wanted, dir, progress).and_then(|()| {
+            if !wanted.contains(&SYSTEM) {
+                return Ok(());
+            }
+            // Fetched just now, or there before.
+            let tools = manifest.directory(IMAGE_TOOLS);
+            let fetched = dir.join(&tools);
+            let tools = if fetched.is_dir() {
+                fetched
+            } else {
+                cache.artifact(&tools)
+            };
+            let system = dir.join(manifest.directory(SYSTEM));
+            system_image::make(&root_of(&tools), &system, progress)
+        });
         progress.finish();
         done
     })?;

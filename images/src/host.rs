@@ -65,8 +65,10 @@ pub struct HostReport {
     pub cache: PathBuf,
     /// Free space where the cache is or would be, in MiB.
     pub free_mib: u64,
-    /// Each set of the manifest: its name, its purpose, and what is in the cache (`None`: nothing yet).
+    /// Each set that every lab needs: its name, its purpose, and what is in the cache (`None`: nothing yet).
     pub sets: Vec<(String, String, Option<String>)>,
+    /// The sets that only some topologies ask for, likewise.
+    pub on_demand: Vec<(String, String, Option<String>)>,
     /// apt-get's path, if it is there.
     pub apt_get: Option<PathBuf>,
     /// dpkg-deb's path, if it is there.
@@ -97,6 +99,7 @@ impl HostReport {
             cache: cache.root().to_owned(),
             free_mib: free_mib(cache.root()),
             sets: Vec::new(),
+            on_demand: Vec::new(),
             apt_get: find_program("apt-get"),
             dpkg_deb: find_program("dpkg-deb"),
             keyring: keys.as_ref().ok().map(|k| match k {
@@ -106,13 +109,15 @@ impl HostReport {
             used: Vec::new(),
             missing: Vec::new(),
         };
-        for (name, set) in &manifest.sets {
-            let found = Resolved::read(&cache.artifact(&manifest.directory(name))).ok();
-            report.sets.push((
-                name.clone(),
-                set.purpose.clone(),
-                found.map(|r| summary(&r)),
-            ));
+        for (sets, list) in [
+            (&manifest.sets, &mut report.sets),
+            (&manifest.on_demand, &mut report.on_demand),
+        ] {
+            for (name, set) in sets {
+                let found = Resolved::read(&cache.artifact(&manifest.directory(name))).ok();
+                let found = found.map(|record| summary(&record, &set.packages));
+                list.push((name.clone(), set.purpose.clone(), found));
+            }
         }
         report.decide(overrides);
         if let (Err(e), true) = (keys, report.must_fetch(overrides)) {
@@ -187,11 +192,12 @@ impl HostReport {
     }
 }
 
-fn summary(record: &Resolved) -> String {
-    let fact = |name: &str| record.facts.get(name).cloned();
-    fact("qemu").or_else(|| fact("kernel")).unwrap_or_else(|| {
-        let versions = record.packages.iter();
-        let wanted = versions.filter(|p| ["busybox-static", "pciutils"].contains(&p.name.as_str()));
+/// What was found out about a set, else the versions of the packages that the manifest names.
+fn summary(record: &Resolved, named: &[String]) -> String {
+    let facts = ["qemu", "kernel", "image"];
+    let fact = facts.iter().find_map(|name| record.facts.get(*name));
+    fact.cloned().unwrap_or_else(|| {
+        let wanted = record.packages.iter().filter(|p| named.contains(&p.name));
         wanted
             .map(|p| format!("{} {}", p.name, p.version))
             .collect::<Vec<_>>()
@@ -223,6 +229,12 @@ impl fmt::Display for HostReport {
         writeln!(f, "  {} ({} MiB free)", self.cache.display(), self.free_mib)?;
         for (name, purpose, what) in &self.sets {
             let what = what.as_deref().unwrap_or("not fetched yet");
+            writeln!(f, "  {name:<11} {what} - {purpose}")?;
+        }
+        for (name, purpose, what) in &self.on_demand {
+            let what = what
+                .as_deref()
+                .unwrap_or("fetched when a topology asks for it, or by p2plab fetch --system");
             writeln!(f, "  {name:<11} {what} - {purpose}")?;
         }
         writeln!(f, "Will be used")?;
@@ -289,6 +301,7 @@ mod tests {
                 .to_string()
                 .contains("qemu: will be fetched at the first start")
         );
+        assert!(report.to_string().contains("p2plab fetch --system"));
         assert!(!cache.root().exists());
 
         let overrides = Overrides {

@@ -26,6 +26,8 @@ pub struct InitramfsSpec {
     /// Modules that the agent loads, by name or by path of a .ko file, with parameters if any
     /// (`nvme use_cmb_sqes=1`); what they need comes along. Unused if the kernel has no modules directory.
     pub modules: Vec<String>,
+    /// As `modules`, but left out where the kernel has neither module nor built-in code of that name.
+    pub optional_modules: Vec<String>,
     /// More modules that lie ready in the guest, with what they need, and are not loaded at start.
     pub spare_modules: Vec<String>,
     /// Files of the host by their path in the guest. Permissions are kept, and they replace what is there.
@@ -81,6 +83,9 @@ fn key(artifacts: &Artifacts, spec: &InitramfsSpec) -> Result<String, ArtifactEr
     let mut hash = Sha256::new();
     // The number is the layout that `assemble` makes: raise it when that changes.
     hash.update(format!("1 {:?} {:?}\n", spec.modules, spec.spare_modules));
+    if !spec.optional_modules.is_empty() {
+        hash.update(format!("optional {:?}\n", spec.optional_modules));
+    }
     hash.update(&artifacts.kernel.identity);
     hash.update(&artifacts.tools_identity);
     hash.update(Sha256::digest(AGENT));
@@ -194,7 +199,17 @@ fn modules(
         for module in dir.resolve(&spec.spare_modules)? {
             tree.file(&module.guest_path, 0o644, module.contents)?;
         }
-        for module in dir.resolve(&spec.modules)? {
+        let mut wanted = spec.modules.clone();
+        for module in &spec.optional_modules {
+            match dir.resolve(std::slice::from_ref(module)) {
+                Ok(_) => wanted.push(module.clone()),
+                Err(ArtifactError::ModuleMissing { .. }) => {
+                    tracing::info!(module, "left out: the kernel has none");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        for module in dir.resolve(&wanted)? {
             list.push_str(format!("{} {}", module.guest_path, module.parameters).trim_end());
             list.push('\n');
             tree.file(&module.guest_path, 0o644, module.contents)?;

@@ -10,6 +10,7 @@
 //! | `cache` | locks; that what appears in the cache is whole |
 //! | `qemu`, `kernel`, `modules` | how to use what was fetched, or what the user brings |
 //! | `cpio`, `elf`, `initramfs` | the guest's userland |
+//! | `system_image` | Debian's own tools for the guest, a read-only disk for topologies that ask for it |
 //! | `guest_programs` | the agent and p2pcopy, built by `build.rs` from `guest/` |
 //! | `host` | the doctor's questions |
 //!
@@ -32,6 +33,7 @@ mod modules;
 mod progress;
 mod qemu;
 mod resolve;
+mod system_image;
 
 pub use cache::{Cache, clean};
 pub use error::ArtifactError;
@@ -43,4 +45,5 @@ pub use manifest::{Manifest, PackageSet, Source};
 pub use modules::{Module, ModulesDir};
 pub use progress::{Progress, Silent, Terminal};
 pub use qemu::Qemu;
-pub use resolve::{Artifacts, Overrides, resolve};
+pub use resolve::{Artifacts, Overrides, resolve, resolve_with_system};
+pub use system_image::SystemImage;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use crate::ArtifactError;
+use crate::{ArtifactError, system_image};
 
 /// `images/manifest.toml`, compiled in.
 const TEXT: &str = include_str!("../manifest.toml");
@@ -16,9 +16,17 @@ const TEXT: &str = include_str!("../manifest.toml");
 pub struct Manifest {
     /// Where packages come from.
     pub source: Source,
-    /// The sets by name: `qemu`, `kernel` and `tools`.
+    /// The sets that every lab needs, by name: `qemu`, `kernel` and `tools`.
     pub sets: BTreeMap<String, PackageSet>,
+    /// The sets that some topologies ask for: `system`, and `imagetools` that makes an image of it.
+    #[serde(default)]
+    pub on_demand: BTreeMap<String, PackageSet>,
 }
+
+/// The set that becomes the guest's system image.
+pub(crate) const SYSTEM: &str = "system";
+/// The set with mkfs.erofs.
+pub(crate) const IMAGE_TOOLS: &str = "imagetools";
 
 /// Debian suites by name; no hosts.
 #[derive(Debug, Clone, Deserialize)]
@@ -78,11 +86,24 @@ impl Manifest {
                 manifest.source.prefer
             )));
         }
-        for (name, set) in &manifest.sets {
-            set.check()
-                .map_err(|why| ArtifactError::Manifest(format!("sets.{name}: {why}")))?;
+        for (table, sets) in [("sets", &manifest.sets), ("on_demand", &manifest.on_demand)] {
+            for (name, set) in sets {
+                set.check()
+                    .map_err(|why| ArtifactError::Manifest(format!("{table}.{name}: {why}")))?;
+            }
         }
         Ok(manifest)
+    }
+
+    /// This manifest with more packages for the system image. Their order does not count.
+    #[must_use]
+    pub fn with_packages(mut self, packages: &[String]) -> Self {
+        if let Some(system) = self.on_demand.get_mut(SYSTEM) {
+            system.packages.extend_from_slice(packages);
+            system.packages.sort();
+            system.packages.dedup();
+        }
+        self
     }
 
     /// The set of that name.
@@ -91,9 +112,12 @@ impl Manifest {
     ///
     /// [`ArtifactError::Manifest`] if there is none.
     pub fn set(&self, name: &str) -> Result<&PackageSet, ArtifactError> {
-        self.sets
-            .get(name)
+        self.find(name)
             .ok_or_else(|| ArtifactError::Manifest(format!("there is no [sets.{name}]")))
+    }
+
+    fn find(&self, name: &str) -> Option<&PackageSet> {
+        self.sets.get(name).or_else(|| self.on_demand.get(name))
     }
 
     /// Name of the set's directory in the cache. It changes with everything that decides what is in it,
@@ -102,7 +126,10 @@ impl Manifest {
     pub fn directory(&self, name: &str) -> String {
         let mut hash = Sha256::new();
         // The number is the layout of a set's directory: raise it when that changes.
-        hash.update(format!("1 {:?} {:?}", self.source, self.sets.get(name)));
+        hash.update(format!("1 {:?} {:?}", self.source, self.find(name)));
+        if name == SYSTEM {
+            hash.update(system_image::LAYOUT);
+        }
         let digest: String = hash
             .finalize()
             .iter()
@@ -172,9 +199,11 @@ mod tests {
     #[test]
     fn the_built_in_manifest_is_sound_and_names_no_host() {
         let manifest = Manifest::built_in().unwrap();
-        for set in ["qemu", "kernel", "tools"] {
+        for set in ["qemu", "kernel", "tools", SYSTEM, IMAGE_TOOLS] {
             assert!(manifest.set(set).is_ok());
         }
+        // Sorted, so that a topology that adds nothing has the same image whatever it says.
+        assert!(manifest.set(SYSTEM).unwrap().packages.is_sorted());
         assert!(!TEXT.contains("://"));
     }
 
@@ -237,5 +266,24 @@ mod tests {
             .push("strace".into());
         assert_ne!(old.directory("tools"), new.directory("tools"));
         assert_eq!(old.directory("qemu"), new.directory("qemu"));
+    }
+
+    #[test]
+    fn each_list_of_packages_has_a_system_image_of_its_own() {
+        let plain = Manifest::built_in().unwrap();
+        let with = |packages: &[&str]| {
+            let packages: Vec<String> = packages.iter().map(|&p| p.to_owned()).collect();
+            plain.clone().with_packages(&packages)
+        };
+        let directory = |packages: &[&str]| with(packages).directory(SYSTEM);
+        assert_eq!(
+            directory(&["strace", "gdb"]),
+            directory(&["gdb", "strace", "fio"])
+        );
+        assert_ne!(directory(&["strace"]), directory(&["gdb"]));
+        assert_ne!(directory(&["strace"]), plain.directory(SYSTEM));
+        assert_eq!(directory(&["fio"]), plain.directory(SYSTEM));
+        let tools = |manifest: &Manifest| manifest.directory("tools");
+        assert_eq!(tools(&with(&["strace"])), tools(&plain));
     }
 }

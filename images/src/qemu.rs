@@ -6,8 +6,8 @@ use std::process::Command;
 
 use crate::{ArtifactError, child};
 
-/// Oldest version that has vfio-user-pci.
-const OLDEST: (u32, u32) = (10, 1);
+/// Oldest version that labs were run on; vfio-user-pci came with 10.1.
+const OLDEST: (u32, u32) = (11, 1);
 
 /// A QEMU system emulator for x86-64.
 #[derive(Debug, Clone)]
@@ -201,11 +201,11 @@ mod tests {
     #[test]
     fn a_fit_qemu_is_taken_and_an_unfit_one_gets_a_sentence() {
         let device = "name \"vfio-user-pci\", bus PCI";
-        let (_dir, path) = fake("10.1.0", device);
-        assert_eq!(Qemu::own(&path).unwrap().version, "10.1.0");
+        let (_dir, path) = fake("11.1.0", device);
+        assert_eq!(Qemu::own(&path).unwrap().version, "11.1.0");
         let (_dir, path) = fake("10.0.2", "name \"vfio-pci\", bus PCI");
         let error = Qemu::own(&path).unwrap_err().to_string();
-        assert!(error.contains("is 10.0.2 and has no vfio-user-pci: give one of 10.1 or newer"));
+        assert!(error.contains("is 10.0.2 and has no vfio-user-pci: give one of 11.1 or newer"));
         let (_dir, path) = fake("11.0.0", "");
         assert!(
             Qemu::own(&path)

@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 
 use crate::cache::Lock;
 use crate::fetch::{Resolved, hex, provide, root_of};
-use crate::{ArtifactError, Cache, Kernel, Manifest, Progress, Qemu};
+use crate::manifest::{IMAGE_TOOLS, SYSTEM};
+use crate::{ArtifactError, Cache, Kernel, Manifest, Progress, Qemu, SystemImage};
 
 /// What the user brings instead of what p2plab fetches.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Artifacts {
     pub busybox: PathBuf,
     /// Root of the unpacked programs for the guest.
     pub tools: PathBuf,
+    /// The system image, if it was asked for.
+    pub system: Option<SystemImage>,
     pub(crate) tools_identity: String,
     versions: BTreeMap<String, String>,
     _lease: Option<Arc<Lock>>,
@@ -48,6 +51,29 @@ pub fn resolve(
     overrides: &Overrides,
     progress: &mut dyn Progress,
 ) -> Result<Artifacts, ArtifactError> {
+    resolve_sets(cache, overrides, None, progress)
+}
+
+/// As [`resolve`], with the system image: the manifest's packages for it, and `packages` beside them.
+///
+/// # Errors
+///
+/// As [`resolve`].
+pub fn resolve_with_system(
+    cache: &Cache,
+    overrides: &Overrides,
+    packages: &[String],
+    progress: &mut dyn Progress,
+) -> Result<Artifacts, ArtifactError> {
+    resolve_sets(cache, overrides, Some(packages), progress)
+}
+
+fn resolve_sets(
+    cache: &Cache,
+    overrides: &Overrides,
+    system: Option<&[String]>,
+    progress: &mut dyn Progress,
+) -> Result<Artifacts, ArtifactError> {
     if let (Some(path), None) = (&overrides.modules, &overrides.kernel) {
         return Err(ArtifactError::ModulesWithoutKernel { path: path.clone() });
     }
@@ -58,10 +84,14 @@ pub fn resolve(
         .as_deref()
         .map(|image| Kernel::own(image, overrides.modules.as_deref()))
         .transpose()?;
-    let manifest = Manifest::built_in()?;
+    let manifest = Manifest::built_in()?.with_packages(system.unwrap_or_default());
     let mut sets = vec!["tools"];
     sets.extend(own_qemu.is_none().then_some("qemu"));
     sets.extend(own_kernel.is_none().then_some("kernel"));
+    // The tools have served once the image is there.
+    let image = cache.artifact(&manifest.directory(SYSTEM));
+    sets.extend((system.is_some() && !image.is_dir()).then_some(IMAGE_TOOLS));
+    sets.extend(system.is_some().then_some(SYSTEM));
     let (lease, dirs) = loop {
         let dirs = provide(cache, &manifest, &sets, progress)?;
         let lease = cache.lease()?;
@@ -71,10 +101,16 @@ pub fn resolve(
         }
     };
     let mut fetched = BTreeMap::new();
+    let system = system
+        .is_some()
+        .then(|| SystemImage::at(&image))
+        .transpose()?;
     for (set, dir) in sets.into_iter().zip(dirs) {
         fetched.insert(set, (root_of(&dir), Resolved::read(&dir)?));
     }
-    assemble(own_qemu, own_kernel, &fetched, lease)
+    let mut artifacts = assemble(own_qemu, own_kernel, &fetched, lease)?;
+    artifacts.system = system;
+    Ok(artifacts)
 }
 
 fn assemble(
@@ -123,6 +159,7 @@ fn assemble(
         qemu,
         kernel,
         busybox,
+        system: None,
         versions,
         _lease: lease.map(Arc::new),
     })

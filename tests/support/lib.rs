@@ -2,6 +2,7 @@
 
 pub mod reading;
 mod slots;
+pub mod tools;
 pub mod traffic;
 
 use std::ops::{Deref, DerefMut};

@@ -12,7 +12,7 @@ use crate::traffic::{self, Matrix, Model, ModelEndpoint, PortCounts, Settings, s
 /// Counting follows the bytes: a completion that the guest has seen may be counted a moment later.
 const SETTLE: Duration = Duration::from_secs(10);
 /// Time between two readings of counters that must not move any more.
-const STILL: Duration = Duration::from_millis(50);
+const STILL: Duration = Duration::from_millis(200);
 
 /// Commands of all SSDs and what the fabric counted, between two moments at which nothing was under way.
 pub struct Watch<'a> {
@@ -112,7 +112,7 @@ impl<'a> Watch<'a> {
             if now == before
                 && traces(lab, true)
                     .iter()
-                    .all(|(_, log)| log.entries.is_empty())
+                    .all(|(_, log)| log.entries.is_empty() && log.doorbells.is_empty())
             {
                 return Ok(Self { lab, model, before });
             }
@@ -131,19 +131,23 @@ impl<'a> Watch<'a> {
     /// # Panics
     /// Where one differs.
     pub fn end(self) -> Seen {
-        let traces = traces(self.lab, false);
-        let mut expected = Matrix::new();
-        for (name, log) in &traces {
-            traffic::merge(&mut expected, &self.model.dma(name, log));
-        }
         let deadline = Instant::now() + SETTLE;
-        let traffic = loop {
+        let mut seen: Vec<(String, TraceLog)> = Vec::new();
+        let (traffic, mut expected) = loop {
+            // Traces first: what they lack is counted, too, and looked for again. A controller still looks at its
+            // shadow doorbells when the guest has seen the last completion.
+            collect(&mut seen, traces(self.lab, true));
             let traffic = self.lab.traffic().since(&self.before);
+            let mut expected = Matrix::new();
+            for (name, log) in &seen {
+                traffic::merge(&mut expected, &self.model.dma(name, log));
+            }
             if traffic::split(&traffic).0 == expected || Instant::now() > deadline {
-                break traffic;
+                break (traffic, expected);
             }
             std::thread::sleep(STILL);
         };
+        traces(self.lab, false);
         let (counted, other) = traffic::split(&traffic);
         assert!(
             counted == expected,
@@ -160,8 +164,22 @@ impl<'a> Watch<'a> {
         assert!(ports.keys().all(|name| traffic.port(name).is_some()));
         Seen {
             model: self.model,
-            traces,
+            traces: seen,
             traffic,
+        }
+    }
+}
+
+/// Adds what was recorded meanwhile.
+fn collect(seen: &mut Vec<(String, TraceLog)>, new: Vec<(String, TraceLog)>) {
+    for (name, log) in new {
+        match seen.iter_mut().find(|(endpoint, _)| *endpoint == name) {
+            Some((_, all)) => {
+                all.entries.extend(log.entries);
+                all.doorbells.extend(log.doorbells);
+                all.lost += log.lost;
+            }
+            None => seen.push((name, log)),
         }
     }
 }

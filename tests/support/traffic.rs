@@ -154,6 +154,12 @@ impl Model {
             assert_eq!(entry.status, 0, "{requester}: {entry:?}");
             self.command(requester, entry, &mut matrix);
         }
+        for doorbell in &log.doorbells {
+            match doorbell.write {
+                true => self.write(requester, &doorbell.range, &mut matrix),
+                false => self.read(requester, &doorbell.range, &mut matrix),
+            }
+        }
         matrix
     }
 
@@ -162,7 +168,7 @@ impl Model {
         for list in &entry.lists {
             self.read(requester, list, matrix);
         }
-        for data in &entry.data {
+        for data in entry.data.iter().chain(&entry.metadata) {
             // NVMe Base 2.0, section 3.1.3 (opcodes): bits 1:0 are the direction of the data.
             match entry.opcode & 3 {
                 1 => self.read(requester, data, matrix),

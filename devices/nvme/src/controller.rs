@@ -1,7 +1,8 @@
 //! The controller as an [`Endpoint`]: what it declares, its BARs, its resets, and the state that its threads
 //! share.
 //!
-//! Lock order: `Core`, then `registers`, then `queues`; the other locks are leaves.
+//! Lock order: `Core`, then `registers`, then `queues`; the other locks are leaves. A worker has its turn on a namespace
+//! around DMA and leaves.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -13,11 +14,12 @@ use p2plab_pcie::{
 };
 use serde_json::{Value, json};
 
-use crate::cmb::{CMB_BAR, Cmb};
-use crate::config::{MAX_IO_QUEUES, NvmeConfig, NvmeError};
+use crate::cmb::Cmb;
+use crate::config::{CmbScheme, MAX_IO_QUEUES, NvmeConfig, NvmeError};
 use crate::counters::{Counters, Mistakes, add};
 use crate::dma::Dma;
 use crate::events::{AsyncEvents, Event};
+use crate::faults::Faults;
 use crate::features::Features;
 use crate::firmware::Firmware;
 use crate::gate::Gate;
@@ -28,30 +30,43 @@ use crate::lifecycle::Core;
 use crate::locks::{lock, read};
 use crate::logs::ErrorLog;
 use crate::namespace::Namespace;
-use crate::namespaces::Namespaces;
+use crate::namespaces::{MAX_NAMESPACES, Namespaces};
+use crate::pmr::Pmr;
 use crate::queue::{CompletionQueue, SubmissionQueue, Wake};
 use crate::queue_table::QueueTable;
 use crate::regs::Registers;
 use crate::sanitize::Sanitize;
 use crate::self_test::SelfTest;
+use crate::shadow::DoorbellBuffer;
 use crate::spec::command::Command;
-use crate::spec::registers::offset::DOORBELLS;
+use crate::spec::registers::offset::{DOORBELLS, PMRSTS};
 use crate::spec::status::Status;
 use crate::telemetry::Telemetry;
 use crate::trace::Trace;
+use crate::worker;
 
 const REGISTERS_BAR: u8 = 0;
 const REGISTERS_SIZE: u64 = 16 << 10;
 const MSIX_TABLE: u32 = 0x2000;
 const MSIX_PBA: u32 = 0x3000;
 
+/// Whose write it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writer {
+    Cpu,
+    Peer,
+}
+
 /// What the threads of a controller share.
 pub(crate) struct Shared {
     pub(crate) config: NvmeConfig,
     pub(crate) namespaces: Namespaces,
     pub(crate) cmb: Option<Arc<Cmb>>,
+    pub(crate) pmr: Option<Arc<Pmr>>,
     pub(crate) registers: Mutex<Registers>,
     pub(crate) queues: RwLock<QueueTable>,
+    /// Where the host keeps doorbells, if it does.
+    pub(crate) doorbell_buffer: Mutex<Option<DoorbellBuffer>>,
     pub(crate) features: Mutex<Features>,
     pub(crate) saved_features: Mutex<Features>,
     pub(crate) events: Mutex<AsyncEvents>,
@@ -66,6 +81,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) mistakes: Mistakes,
     pub(crate) trace: Trace,
+    pub(crate) faults: Faults,
     /// Wakes the controller's thread.
     pub(crate) wake: Arc<Wake>,
     /// The controller's thread is to end.
@@ -102,11 +118,14 @@ impl Shared {
         }
     }
 
-    /// Gives up until the host resets the controller: CSTS.CFS.
+    /// Gives up until the host resets the controller: CSTS.CFS. To be called without locks but `Core`'s and an
+    /// executor's: what it keeps for telemetry looks at everything else.
     pub(crate) fn fatal(&self, why: &str) {
         if self.mistakes.is_worth_a_line() {
             tracing::warn!(why, "controller fatal status");
         }
+        // First, so that no queue goes on as if nothing had happened when the host knows.
+        read(&self.queues).stop_submissions();
         let already = {
             let mut registers = lock(&self.registers);
             let already = registers.csts.cfs();
@@ -116,6 +135,17 @@ impl Shared {
         if !already {
             self.keep_telemetry(why);
         }
+    }
+
+    /// Whether what `sq` executes is not to be finished: a reset or the end of the controller waits for it.
+    pub(crate) fn is_ending(&self, sq: &SubmissionQueue) -> bool {
+        let admin_ends = || {
+            let registers = lock(&self.registers);
+            let pending = registers.pending;
+            let reset = pending.reset || pending.subsystem_reset || pending.power_cut;
+            reset || !registers.csts.rdy() || self.exit.load(Ordering::Acquire)
+        };
+        sq.stop.load(Ordering::Acquire) || (sq.id == 0 && admin_ends())
     }
 
     /// Counts a command and keeps its error, if any; returns the status to complete it with.
@@ -132,15 +162,16 @@ impl Shared {
             "failed"
         );
         add(&self.counters.errors, 1);
-        if matches!(status, Status::WRITE_FAULT | Status::UNRECOVERED_READ_ERROR) {
+        if status.is_media_error() {
             add(&self.counters.media_errors, 1);
         }
         lock(&self.errors).command(qid, command, status);
         status.more()
     }
 
-    /// A doorbell write. It records and wakes, and waits for nothing.
-    fn doorbell(&self, port: Option<&Port>, offset: u64, value: u32) {
+    /// A doorbell write. For a peer it records and wakes, and waits for nothing; for the CPU it may also do what
+    /// the doorbell asks for.
+    fn doorbell(&self, port: Option<&Port>, offset: u64, value: u32, writer: Writer) {
         let index = (offset - DOORBELLS) / 4;
         let Ok(qid) = u16::try_from(index / 2) else {
             return;
@@ -154,7 +185,17 @@ impl Shared {
             }
         };
         let event = match (sq, cq) {
-            (Some(sq), _) => sq.ring(value).err().map(|_| Event::INVALID_DOORBELL_VALUE),
+            (Some(sq), _) => match sq.ring(value) {
+                Ok(()) if writer == Writer::Cpu && sq.id != 0 => {
+                    worker::run_here(self, &sq);
+                    None
+                }
+                Ok(()) => {
+                    sq.wake.notify();
+                    None
+                }
+                Err(_) => Some(Event::INVALID_DOORBELL_VALUE),
+            },
             (_, Some(cq)) => {
                 let refused = cq.ring(value).err().map(|_| Event::INVALID_DOORBELL_VALUE);
                 if let Some(port) = port.filter(|port| !port.msix_enabled()) {
@@ -165,12 +206,7 @@ impl Shared {
             _ => Some(Event::INVALID_DOORBELL),
         };
         if let Some(event) = event {
-            if self.mistakes.is_worth_a_line() {
-                tracing::warn!(qid, value, "bad doorbell write");
-            }
-            lock(&self.errors).doorbell(qid);
-            lock(&self.events).push(event);
-            self.wake.notify();
+            self.bad_doorbell(qid, value, event);
         }
     }
 
@@ -194,6 +230,7 @@ impl Shared {
         dump["firmware"] = lock(&self.firmware).dump();
         dump["self_test"] = self.self_test.dump();
         dump["sanitize"] = self.sanitize.dump();
+        dump["faults"] = self.faults.dump();
         dump["namespaces"] = self
             .namespaces
             .all()
@@ -203,14 +240,46 @@ impl Shared {
         dump
     }
 
+    /// The host wrote a doorbell that is not there, or what no doorbell can be.
+    pub(crate) fn bad_doorbell(&self, qid: u16, value: u32, event: Event) {
+        if self.mistakes.is_worth_a_line() {
+            tracing::warn!(qid, value, "bad doorbell write");
+        }
+        lock(&self.errors).doorbell(qid);
+        self.event(event);
+    }
+
+    /// Lets the windows follow CMBMSC and PMRMSC.
+    pub(crate) fn set_windows(&self, registers: &mut Registers) {
+        let pmr = self.pmr.as_deref();
+        if let Some(cmb) = &self.cmb {
+            let valid = cmb.set_window(registers.cmbmsc, pmr.map(|pmr| &pmr.window));
+            registers.cmb_base_invalid = !valid;
+        }
+        if let Some(pmr) = pmr {
+            let cmb = self.cmb.as_ref().map(|cmb| &cmb.window);
+            registers.pmr_base_invalid = !pmr.set_window(registers.pmrmsc, cmb);
+        }
+    }
+
+    /// Reads registers. A read that touches PMRSTS is a write barrier, for which nobody else waits.
+    fn read_registers(&self, offset: u64, data: &mut [u8]) {
+        let end = offset.saturating_add(data.len() as u64);
+        if let Some(pmr) = &self.pmr
+            && offset < PMRSTS + 4
+            && end > PMRSTS
+        {
+            pmr.barrier();
+        }
+        lock(&self.registers).read(offset, data);
+    }
+
     fn write_registers(&self, port: Option<&Port>, offset: u64, data: &[u8]) {
         let effect = {
             let mut registers = lock(&self.registers);
             let effect = registers.write(offset, data);
-            if effect.cmb
-                && let Some(cmb) = &self.cmb
-            {
-                registers.cmb_base_invalid = !cmb.set_window(registers.cmbmsc);
+            if effect.windows {
+                self.set_windows(&mut registers);
             }
             effect
         };
@@ -247,21 +316,15 @@ impl NvmeController {
             .zip(1..)
             .map(open)
             .collect::<Result<Vec<_>, _>>()?;
-        let namespaces = Namespaces::new(namespaces);
-        let cmb = config.cmb.map(|cmb| {
-            let memory = BarMemory::anonymous("nvme-cmb", cmb.size).map_err(|source| {
-                NvmeError::CmbMemory {
-                    serial: config.serial.clone(),
-                    size: cmb.size,
-                    source,
-                }
-            })?;
-            Ok(Arc::new(Cmb::new(Arc::new(memory), cmb)))
-        });
-        let cmb = cmb.transpose()?;
+        let namespaces = Namespaces::new(namespaces, config.unallocated);
+        let cmb = config.cmb.map(|cmb| Cmb::open(&config.serial, cmb));
+        let cmb = cmb.transpose()?.map(Arc::new);
+        let pmr = config.pmr.clone().map(|pmr| Pmr::open(&config.serial, pmr));
+        let pmr = pmr.transpose()?.map(Arc::new);
         let shared = Shared {
-            registers: Mutex::new(Registers::new(config.cmb)),
+            registers: Mutex::new(Registers::new(config.cmb, pmr.clone())),
             queues: RwLock::new(QueueTable::new(config.io_queues)),
+            doorbell_buffer: Mutex::default(),
             features: Mutex::new(Features::new(config.io_queues)),
             saved_features: Mutex::new(Features::new(config.io_queues)),
             events: Mutex::default(),
@@ -276,15 +339,19 @@ impl NvmeController {
             counters: Counters::new(),
             mistakes: Mistakes::default(),
             trace: Trace::default(),
+            faults: Faults::new(config.faults.clone()),
             wake: Arc::default(),
             exit: AtomicBool::new(false),
             intx: Mutex::new(false),
             namespaces,
             cmb,
+            pmr,
             config,
         };
+        let shared = Arc::new(shared);
+        shared.faults.belong_to(&shared);
         Ok(Self {
-            shared: Arc::new(shared),
+            shared,
             core: Arc::default(),
             port: RwLock::new(None),
             thread: Mutex::new(None),
@@ -301,10 +368,58 @@ impl NvmeController {
         self.shared.cmb.as_ref().map(|cmb| &cmb.memory)
     }
 
+    /// The memory of the PMR, if there is one. It answers while the guest has it enabled.
+    pub fn pmr(&self) -> Option<&Arc<BarMemory>> {
+        self.shared.pmr.as_ref().map(|pmr| &pmr.memory)
+    }
+
     /// The file with the blocks of namespace `nsid` (counted from 1), memory-backed or not: for a host that
     /// fills and compares disks without the guest's help.
     pub fn namespace_file(&self, nsid: u32) -> Option<Arc<std::fs::File>> {
-        Some(Arc::clone(&self.shared.namespaces.get(nsid)?.file))
+        let namespace = self.shared.namespaces.allocated(nsid).ok()?;
+        Some(Arc::clone(&namespace.file))
+    }
+
+    /// The faults that its commands meet.
+    pub fn faults(&self) -> &Faults {
+        &self.shared.faults
+    }
+
+    /// Cuts the power and brings it back, at any moment: nothing more is completed when this returns, and the
+    /// controller is as after power on. Flushed data and the PMR's are there, the CMB is empty. The function's
+    /// config space is the bus's to reset (`Function::reset`): a whole machine that loses power does both.
+    pub fn power_cut(&self) {
+        let port = self.port();
+        let prepared = !self.shared.is_unsafe_to_lose_power();
+        {
+            let mut registers = lock(&self.shared.registers);
+            registers.reset_all();
+            self.shared.set_windows(&mut registers);
+        }
+        lock(&self.core).power_cut(&self.shared, port.as_ref(), prepared);
+    }
+
+    fn write(&self, bar: u8, offset: u64, data: &[u8], writer: Writer) {
+        if bar != REGISTERS_BAR {
+            return;
+        }
+        let port = self.port();
+        if offset < DOORBELLS {
+            return self.shared.write_registers(port.as_ref(), offset, data);
+        }
+        if offset >= MSIX_TABLE.into() {
+            return;
+        }
+        match *data {
+            [a, b, c, d] if offset.is_multiple_of(4) => {
+                let value = u32::from_le_bytes([a, b, c, d]);
+                self.shared.doorbell(port.as_ref(), offset, value, writer);
+            }
+            _ if self.shared.mistakes.is_worth_a_line() => {
+                tracing::warn!(offset, length = data.len(), "doorbell write of a bad shape");
+            }
+            _ => {}
+        }
     }
 
     /// Heats or cools the controller: its composite temperature in kelvin. A threshold that is crossed is an
@@ -354,6 +469,22 @@ impl Drop for NvmeController {
     }
 }
 
+/// A 64-bit prefetchable BAR of all of `memory`.
+pub(crate) fn memory_bar(
+    index: u8,
+    memory: &Arc<BarMemory>,
+    cpu_access: CpuAccess,
+) -> BarDeclaration {
+    BarDeclaration {
+        index,
+        size: memory.size(),
+        is_64bit: true,
+        prefetchable: true,
+        cpu_access,
+        backing: BarBacking::Memory(Arc::clone(memory)),
+    }
+}
+
 impl Endpoint for NvmeController {
     fn declaration(&self) -> Declaration {
         let registers = BarDeclaration {
@@ -364,14 +495,8 @@ impl Endpoint for NvmeController {
             cpu_access: CpuAccess::Trapped,
             backing: BarBacking::Registers,
         };
-        let cmb = self.shared.cmb.as_ref().map(|cmb| BarDeclaration {
-            index: CMB_BAR,
-            size: cmb.config.size,
-            is_64bit: true,
-            prefetchable: true,
-            cpu_access: cmb.config.cpu_access,
-            backing: BarBacking::Memory(Arc::clone(&cmb.memory)),
-        });
+        let cmb = self.shared.cmb.as_ref().map(|cmb| cmb.declaration());
+        let pmr = self.shared.pmr.as_ref().map(|pmr| pmr.declaration());
         Declaration {
             identity: Identity {
                 vendor_id: VENDOR_ID,
@@ -382,7 +507,7 @@ impl Endpoint for NvmeController {
                 class_code: 0x01_0802,
                 serial_number: Some(eui64(&self.shared.config.serial, 0)),
             },
-            bars: std::iter::once(registers).chain(cmb).collect(),
+            bars: std::iter::once(registers).chain(pmr).chain(cmb).collect(),
             msix: self.shared.config.msix.then_some(MsixDeclaration {
                 vectors: self.shared.config.io_queues + 1,
                 bar: REGISTERS_BAR,
@@ -396,11 +521,17 @@ impl Endpoint for NvmeController {
     fn attach(&self, port: Port) {
         // Plugged in again after it was detached: `stop` left no thread, and a power cycle lies between.
         self.shared.exit.store(false, Ordering::Release);
-        lock(&self.shared.registers).reset_all();
+        {
+            let mut registers = lock(&self.shared.registers);
+            registers.reset_all();
+            self.shared.set_windows(&mut registers);
+        }
         self.shared.health.power_on();
         let dma = Dma {
             port: port.clone(),
             cmb: self.shared.cmb.clone(),
+            pmr: self.shared.pmr.clone(),
+            commands_inside: false,
         };
         let (shared, core) = (Arc::clone(&self.shared), Arc::clone(&self.core));
         let thread = Builder::new().name("nvme-admin".into()).spawn(move || {
@@ -425,31 +556,16 @@ impl Endpoint for NvmeController {
     fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if bar == REGISTERS_BAR && offset < DOORBELLS {
-            lock(&self.shared.registers).read(offset, data);
+            self.shared.read_registers(offset, data);
         }
     }
 
     fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) {
-        if bar != REGISTERS_BAR {
-            return;
-        }
-        let port = self.port();
-        if offset < DOORBELLS {
-            return self.shared.write_registers(port.as_ref(), offset, data);
-        }
-        if offset >= MSIX_TABLE.into() {
-            return;
-        }
-        match *data {
-            [a, b, c, d] if offset.is_multiple_of(4) => {
-                let value = u32::from_le_bytes([a, b, c, d]);
-                self.shared.doorbell(port.as_ref(), offset, value);
-            }
-            _ if self.shared.mistakes.is_worth_a_line() => {
-                tracing::warn!(offset, length = data.len(), "doorbell write of a bad shape");
-            }
-            _ => {}
-        }
+        self.write(bar, offset, data, Writer::Peer);
+    }
+
+    fn cpu_write(&self, bar: u8, offset: u64, data: &[u8]) {
+        self.write(bar, offset, data, Writer::Cpu);
     }
 
     fn reset(&self, kind: ResetKind) {
@@ -459,12 +575,20 @@ impl Endpoint for NvmeController {
             let prepared = !self.shared.is_unsafe_to_lose_power();
             self.shared.health.power_off(prepared);
         }
+        let reset = || {
+            let mut registers = lock(&self.shared.registers);
+            match kind {
+                ResetKind::FunctionLevel => registers.function_reset(),
+                ResetKind::Conventional | ResetKind::ConnectionLost => registers.reset_all(),
+            }
+            self.shared.set_windows(&mut registers);
+        };
         // First, so that the controller's thread finds nothing more to start.
-        lock(&self.shared.registers).reset_all();
+        reset();
         lock(&self.core).disable(&self.shared);
-        lock(&self.shared.registers).reset_all();
-        if let Some(cmb) = &self.shared.cmb {
-            cmb.set_window(Default::default());
+        reset();
+        if let Some(pmr) = &self.shared.pmr {
+            pmr.settle(self.port().as_ref());
         }
         if let Some(port) = self.port() {
             self.shared.update_intx(&port);
@@ -502,22 +626,18 @@ fn check(config: &NvmeConfig) -> Result<(), NvmeError> {
             given: config.io_queues,
         });
     }
-    let (transfer, cmb) = (config.max_transfer, config.cmb.map(|cmb| cmb.size));
+    let transfer = config.max_transfer;
     if !transfer.is_power_of_two() || !(4096..=128 << 20).contains(&transfer) {
         return Err(NvmeError::BadMaxTransfer {
             serial: serial(),
             given: transfer,
         });
     }
-    if let Some(given) = cmb
-        && (!given.is_power_of_two() || !(4096..=1 << 40).contains(&given))
-    {
-        return Err(NvmeError::BadCmbSize {
-            serial: serial(),
-            given,
-        });
+    let old = config.cmb.is_some_and(|cmb| cmb.scheme == CmbScheme::V1_3);
+    if old && config.pmr.is_some() {
+        return Err(NvmeError::PmrNeedsNewScheme { serial: serial() });
     }
-    if config.namespaces.len() > 256 {
+    if config.namespaces.len() > MAX_NAMESPACES as usize {
         let given = config.namespaces.len();
         return Err(NvmeError::TooManyNamespaces {
             serial: serial(),

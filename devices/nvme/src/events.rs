@@ -178,7 +178,6 @@ impl AsyncEvents {
     }
 
     /// Identify data of namespace `nsid` changed, or it came or went: it goes to the Changed Namespace List.
-    #[allow(dead_code, reason = "for Format and namespace management")]
     pub(crate) fn namespace_changed(&mut self, nsid: u32) {
         self.now = self.now.wrapping_add(1);
         // One more than the page has room for says that there were too many.

@@ -8,8 +8,8 @@ use crate::namespace::Namespace;
 /// The first allocated range that ends behind `offset`, from `offset` at the earliest: where it starts and ends.
 /// A file that cannot tell is taken to be allocated.
 pub(crate) fn next(ns: &Namespace, offset: u64) -> Option<(u64, u64)> {
-    let size = ns.size();
-    if offset >= size {
+    let size = ns.bytes();
+    if offset >= size || ns.is_nothing() {
         return None;
     }
     // No data path uses the file's position.
@@ -26,7 +26,7 @@ pub(crate) fn next(ns: &Namespace, offset: u64) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::NamespaceConfig;
+    use crate::config::{Backing, NamespaceConfig};
     use std::os::unix::fs::FileExt;
 
     #[test]
@@ -38,5 +38,14 @@ mod tests {
         assert!((1..=300 << 10).contains(&start) && end > 300 << 10);
         assert_eq!(next(&ns, end), None);
         assert_eq!(next(&ns, 1 << 20), None);
+    }
+
+    /// `/dev/zero` has neither data nor holes, and says that both are at its start.
+    #[test]
+    fn nothing_is_a_hole() {
+        let mut config = NamespaceConfig::memory(1 << 20);
+        config.backing = Backing::Null { size: 1 << 20 };
+        let ns = Namespace::open(1, &config).unwrap();
+        assert_eq!((next(&ns, 0), next(&ns, 4096)), (None, None));
     }
 }

@@ -243,6 +243,11 @@ impl Features {
         })
     }
 
+    /// The namespace `nsid` was deleted: one that is created in its place begins with the default values.
+    pub(crate) fn forget_namespace(&mut self, nsid: u32) {
+        self.error_recovery.remove(&nsid);
+    }
+
     /// The data of a feature that has any.
     pub(crate) fn data(&self, fid: u8) -> Option<[u8; 8]> {
         (fid == feature::TIMESTAMP).then(|| self.timestamp.data())

@@ -171,6 +171,7 @@ impl Shared {
         let spare = vitals.spare < SPARE_THRESHOLD;
         u8::from(outside) * critical_warning::TEMPERATURE
             + u8::from(spare) * critical_warning::SPARE
+            + u8::from(self.faults.read_only()) * critical_warning::READ_ONLY
     }
 
     /// What the critical warnings depend on has changed: tells the host if it wants to hear.

@@ -25,7 +25,6 @@ pub(crate) struct Held<'a> {
 
 impl HeldCommands {
     /// Command `cid` of submission queue `queue` begins to wait.
-    #[allow(dead_code, reason = "for faults that delay commands")]
     pub(crate) fn hold(&self, queue: u16, cid: u16) -> Held<'_> {
         lock(&self.0).push(Waiting {
             queue,
@@ -60,7 +59,6 @@ impl Held<'_> {
     }
 
     /// Whether the command was aborted meanwhile.
-    #[allow(dead_code, reason = "for faults that delay commands")]
     pub(crate) fn is_aborted(&self) -> bool {
         let commands = lock(&self.commands.0);
         let at = self.position(&commands);

@@ -1,6 +1,6 @@
-//! The Identify data structures of a controller (Base 5.17, NVM 4.1.5).
+//! The Identify data structures of a controller (Base 5.17, NVM 4.1.5). Those of namespaces are in `namespace`.
 
-use std::sync::Arc;
+mod namespace;
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
@@ -9,16 +9,15 @@ use crate::config::NvmeConfig;
 use crate::events::{AERL_Z, OAES};
 use crate::firmware::{FRMW, FWUG, MTFA, Revision};
 use crate::health::{CRITICAL_TEMPERATURE, WARNING_TEMPERATURE};
+use crate::io;
 use crate::logs::{ELPE_Z, LPA};
-use crate::namespace::Namespace;
-use crate::regs::VERSION;
+use crate::namespaces::{MAX_NAMESPACES, Namespaces};
+use crate::regs::version;
 use crate::sanitize::SANICAP;
 use crate::self_test::{DSTO, EDSTT};
 use crate::spec::PAGE_SIZE;
-use crate::spec::command::{NSID_ALL, cns};
-use crate::spec::identify::{
-    IdentifyController, IdentifyNamespace, IdentifyNamespaceIndependent, LbaFormat,
-};
+use crate::spec::command::cns;
+use crate::spec::identify::IdentifyController;
 use crate::spec::status::Status;
 
 /// Vendor and subsystem vendor.
@@ -26,7 +25,21 @@ pub(crate) const VENDOR_ID: u16 = 0x1de5;
 /// Device and subsystem.
 pub(crate) const DEVICE_ID: u16 = 0x2000;
 
+/// Controller identifier: the only one of its subsystem.
+pub(crate) const CNTLID: u16 = 0;
+
 const SIZE: usize = PAGE_SIZE as usize;
+
+/// What an Identify command asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    pub(crate) cns: u8,
+    pub(crate) cntid: u16,
+    pub(crate) nsid: u32,
+    pub(crate) csi: u8,
+    /// The revision that runs.
+    pub(crate) firmware: Revision,
+}
 
 /// A number that is as good as unique for `text` (FNV-1a, then mixed so that all bits depend on all).
 pub(crate) fn digest(text: &str, salt: u64) -> u64 {
@@ -48,9 +61,9 @@ fn uuid(text: &str, salt: u64) -> [u8; 16] {
     bytes
 }
 
-/// An EUI-64 for a namespace; the controller's own has NSID 0. The local bit is set: no registry gave it.
-pub(crate) fn eui64(serial: &str, nsid: u32) -> u64 {
-    digest(serial, 0x6e76_6d65 + u64::from(nsid)) & !(3 << 56) | 2 << 56
+/// An EUI-64 for a namespace; the controller's own has identity 0. The local bit is set: no registry gave it.
+pub(crate) fn eui64(serial: &str, identity: u64) -> u64 {
+    digest(serial, identity.wrapping_add(0x6e76_6d65)) & !(3 << 56) | 2 << 56
 }
 
 fn text(field: &mut [u8], value: &str) {
@@ -63,37 +76,36 @@ fn text(field: &mut [u8], value: &str) {
 /// The structure that `cns` names.
 pub(crate) fn page(
     config: &NvmeConfig,
-    namespaces: &[Arc<Namespace>],
-    firmware: Revision,
-    cns: u8,
-    nsid: u32,
-    csi: u8,
+    namespaces: &Namespaces,
+    request: Request,
 ) -> Result<Vec<u8>, Status> {
-    let find = || {
-        let found = namespaces.iter().find(|ns| ns.nsid == nsid);
-        found.ok_or(Status::INVALID_NAMESPACE)
-    };
+    let Request {
+        cns,
+        cntid,
+        nsid,
+        csi,
+        firmware,
+    } = request;
     match cns {
-        cns::NAMESPACE => Ok(namespace(&config.serial, find()?).as_bytes().to_vec()),
-        cns::CONTROLLER => Ok(controller(config, namespaces, firmware).as_bytes().to_vec()),
-        cns::ACTIVE_NAMESPACES => active(namespaces, nsid),
-        cns::NAMESPACE_DESCRIPTORS => Ok(descriptors(&config.serial, find()?)),
-        cns::NAMESPACE_INDEPENDENT => Ok(independent(find()?)),
         // Command set 0, NVM, is the only one.
         cns::NAMESPACE_CSI | cns::CONTROLLER_CSI | cns::ACTIVE_NAMESPACES_CSI if csi != 0 => {
             Err(Status::INVALID_FIELD)
         }
-        cns::ACTIVE_NAMESPACES_CSI => active(namespaces, nsid),
-        // No protection information, no storage tags, no limits: all zero (NVM 4.1.5.3 and 4.1.5.4).
-        cns::NAMESPACE_CSI => find().map(|_| vec![0; SIZE]),
-        cns::CONTROLLER_CSI => Ok(vec![0; SIZE]),
-        _ => Err(Status::INVALID_FIELD),
+        cns::CONTROLLER => Ok(controller(config, namespaces, firmware).as_bytes().to_vec()),
+        cns::CONTROLLER_CSI => Ok(namespace::limits()),
+        cns::ACTIVE_NAMESPACES | cns::ACTIVE_NAMESPACES_CSI => {
+            namespace::list(namespaces, true, nsid)
+        }
+        cns::ALLOCATED_NAMESPACES => namespace::list(namespaces, false, nsid),
+        cns::ATTACHED_CONTROLLERS => namespace::controllers(namespaces, Some(nsid), cntid),
+        cns::CONTROLLERS => namespace::controllers(namespaces, None, cntid),
+        _ => namespace::page(&config.serial, namespaces, cns, nsid),
     }
 }
 
 fn controller(
     config: &NvmeConfig,
-    namespaces: &[Arc<Namespace>],
+    namespaces: &Namespaces,
     firmware: Revision,
 ) -> IdentifyController {
     let mut id = IdentifyController::new_zeroed();
@@ -104,7 +116,7 @@ fn controller(
     id.fr = firmware;
     // The transfer size is a power of two of at least a page.
     id.mdts = u8::try_from((config.max_transfer / PAGE_SIZE).trailing_zeros()).unwrap_or(0);
-    id.ver = U32::new(VERSION);
+    id.ver = U32::new(version(config.cmb.as_ref()));
     id.cntrltype = 1;
     id.acl_z = 3;
     id.aerl_z = AERL_Z;
@@ -123,15 +135,28 @@ fn controller(
     id.elpe_z = ELPE_Z;
     id.wctemp = U16::new(WARNING_TEMPERATURE);
     id.cctemp = U16::new(CRITICAL_TEMPERATURE);
-    let capacity = namespaces
-        .iter()
-        .fold(0u64, |sum, ns| sum.saturating_add(ns.size()));
+    let (capacity, unallocated) = namespaces.capacity();
     id.tnvmcap[0] = U64::new(capacity);
+    id.unvmcap[0] = U64::new(unallocated);
+    // Format NVM, of one namespace or with the broadcast NSID of all (FNA); Namespace Management and Attachment.
+    id.oacs |= U16::new(1 << 1 | 1 << 3);
+    if config.offers_shadow_doorbells() {
+        // Doorbell Buffer Config.
+        id.oacs |= U16::new(1 << 8);
+    }
     id.sqes = 6 << 4 | 6;
     id.cqes = 4 << 4 | 4;
-    id.nn = U32::new(u32::try_from(namespaces.len()).unwrap_or(0));
+    id.nn = U32::new(MAX_NAMESPACES);
+    id.mnan = U32::new(MAX_NAMESPACES);
     // Dataset Management, Write Zeroes, Save and Select fields, Timestamp.
     id.oncs = U16::new(1 << 2 | 1 << 3 | 1 << 4 | 1 << 6);
+    // Compare, Write Uncorrectable, Verify, Copy.
+    id.oncs |= U16::new(1 | 1 << 1 | 1 << 7 | 1 << 8);
+    // Compare and Write.
+    id.fuses = U16::new(1);
+    id.acwu_z = U16::new(io::ACWU_Z);
+    // Copy descriptor format 0.
+    id.ocfs = U16::new(1);
     // Present, and Flush takes the broadcast NSID.
     id.vwc = 0b111;
     id.sgls = U32::new(crate::sgl::SUPPORT);
@@ -153,64 +178,6 @@ fn controller(
     id
 }
 
-fn namespace(serial: &str, ns: &Namespace) -> IdentifyNamespace {
-    let mut id = IdentifyNamespace::new_zeroed();
-    id.nsze = U64::new(ns.blocks);
-    id.ncap = id.nsze;
-    id.nuse = id.nsze;
-    // Deallocated blocks read as zeros, and Write Zeroes may deallocate.
-    id.dlfeat = 1 | 1 << 3;
-    id.nvmcap[0] = U64::new(ns.size());
-    id.nsattr = u8::from(ns.read_only);
-    id.nguid = nguid(serial, ns.nsid);
-    id.eui64 = eui64(serial, ns.nsid).to_be_bytes();
-    id.lbaf[0] = LbaFormat {
-        ms: U16::new(0),
-        lbads: ns.block_shift,
-        rp: 0,
-    };
-    id
-}
-
-fn nguid(serial: &str, nsid: u32) -> [u8; 16] {
-    let number =
-        u128::from(digest(serial, 2 + u64::from(nsid))) << 64 | u128::from(eui64(serial, nsid));
-    number.to_be_bytes()
-}
-
-fn active(namespaces: &[Arc<Namespace>], after: u32) -> Result<Vec<u8>, Status> {
-    if after >= NSID_ALL - 1 {
-        return Err(Status::INVALID_NAMESPACE);
-    }
-    let ids = namespaces
-        .iter()
-        .map(|ns| ns.nsid)
-        .filter(|nsid| *nsid > after)
-        .take(SIZE / 4);
-    Ok(padded(ids.flat_map(u32::to_le_bytes).collect()))
-}
-
-fn descriptors(serial: &str, ns: &Namespace) -> Vec<u8> {
-    let mut list = Vec::new();
-    let mut add = |kind: u8, value: &[u8]| {
-        list.extend([kind, u8::try_from(value.len()).unwrap_or(0), 0, 0]);
-        list.extend(value);
-    };
-    add(1, &eui64(serial, ns.nsid).to_be_bytes());
-    add(2, &nguid(serial, ns.nsid));
-    add(3, &uuid(serial, 0x1_0000_0000 + u64::from(ns.nsid)));
-    add(4, &[0]);
-    padded(list)
-}
-
-fn independent(ns: &Namespace) -> Vec<u8> {
-    let mut id = IdentifyNamespaceIndependent::new_zeroed();
-    id.nsattr = u8::from(ns.read_only);
-    // Ready.
-    id.nstat = 1;
-    padded(id.as_bytes().to_vec())
-}
-
 fn padded(mut page: Vec<u8>) -> Vec<u8> {
     page.resize(SIZE, 0);
     page
@@ -220,11 +187,21 @@ fn padded(mut page: Vec<u8>) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::config::NamespaceConfig;
+    use crate::namespace::Namespace;
+    use crate::spec::command::NSID_ALL;
 
     fn pages(serial: &str, cns: u8, nsid: u32) -> Result<Vec<u8>, Status> {
         let config = NvmeConfig::new(serial);
-        let ns = |nsid| Arc::new(Namespace::open(nsid, &NamespaceConfig::memory(1 << 20)).unwrap());
-        page(&config, &[ns(1), ns(2)], *b"1.0     ", cns, nsid, 0)
+        let ns = |nsid| Namespace::open(nsid, &NamespaceConfig::memory(1 << 20)).unwrap();
+        let namespaces = Namespaces::new([ns(1), ns(2)], 1 << 30);
+        let request = Request {
+            cns,
+            cntid: 0,
+            nsid,
+            csi: 0,
+            firmware: *b"1.0     ",
+        };
+        page(&config, &namespaces, request)
     }
 
     #[test]
@@ -256,9 +233,10 @@ mod tests {
             Err(Status::INVALID_NAMESPACE)
         );
         assert_eq!(
-            pages("a", cns::NAMESPACE, 3),
+            pages("a", cns::NAMESPACE, 257),
             Err(Status::INVALID_NAMESPACE)
         );
+        assert_eq!(pages("a", cns::NAMESPACE, 3), Ok(vec![0; SIZE]));
     }
 
     #[test]

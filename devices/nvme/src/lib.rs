@@ -1,7 +1,7 @@
 //! An NVM Express controller: NVM Express Base 2.0, NVM Command Set 1.0, PCIe transport.
 //!
-//! It is what the stock Linux nvme driver needs for a fully working disk, with a Controller Memory Buffer
-//! that peers reach over PCI Express.
+//! It is what the stock Linux nvme driver needs for a fully working disk, with a Controller Memory Buffer and a
+//! Persistent Memory Region that peers reach over PCI Express.
 //!
 //! # Parts, in the order in which a command meets them
 //!
@@ -10,12 +10,14 @@
 //! - `lifecycle`: the controller's thread: enable, reset, shutdown, admin queue. `admin`, `identify`, `features`,
 //!   `logs`, `events`: the admin commands. `health`, `telemetry`: what the controller says of itself.
 //!   `firmware`: images and slots, and what makes an image. `self_test`, `sanitize`: what runs in
-//!   the `background`. `held`: what Abort can take back. `gate`: where I/O commands come in.
+//!   the `background`, over a namespace's `extents`. `held`: what Abort can take back. `gate`: where I/O commands come in.
 //! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
-//!   is fetched.
-//! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks.
-//! - `prp`, `sgl`: from a command to the memory of its data, a `transfer`. `dma`, `cmb`: to that memory, through
-//!   the port or inside the controller's own CMB.
+//!   is fetched. `shadow`: doorbells in the host's memory.
+//! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks, their
+//!   formats, metadata and protection information.
+//! - `prp`, `sgl`: from a command to the memory of its data, a `transfer`. `dma`: to that memory, through the
+//!   port or, by a `window`, inside the controller's own `cmb` or `pmr`.
+//! - `faults`: what a test has ordered to go wrong.
 //! - `trace`, `counters`: what tests and people read.
 //!
 //! # How mistakes look to a guest
@@ -23,21 +25,29 @@
 //! - A register access of a bad shape is ignored (reads give what is there) and logged.
 //! - A bad doorbell write is ignored, logged in the Error Information page, and an asynchronous event.
 //! - A bad command gets its status and an entry in the Error Information page.
-//! - A queue whose memory cannot be reached sets CSTS.CFS; a controller reset recovers.
+//! - A queue whose memory cannot be reached sets CSTS.CFS, and all queues stop; a controller reset recovers.
+//!
+//! # What lasts
+//!
+//! Blocks in a file last as the file does. Which namespaces there are and how they are formatted is the configuration's
+//! to say: what Format NVM and Namespace Management change survives every reset and unplugging, and ends with the
+//! process, as do created namespaces and the marks of Write Uncorrectable. A process that is killed between the data and
+//! the metadata of a write leaves one without the other, which a guard tells; it was not acknowledged.
 //!
 //! # Not implemented
 //!
-//! SGLs for metadata or with keys and offsets, metadata and protection information, fused commands, Compare, Copy, Verify, Write Uncorrectable,
-//! reservations, Format NVM, namespace management, directives, the Persistent Memory
-//! Region, completion queues in the CMB, shadow doorbells, subsystem reset, weighted round robin, discontiguous
-//! queues, page sizes other than 4 KiB, interrupt coalescing (stored, not acted on), command sets other than NVM.
-//! A worker executes one command at a time.
+//! SGLs for metadata or with keys and offsets, metadata behind each block's data (extended LBAs), metadata of other than
+//! 8 bytes, protection information of types 2 and 3 and with guards of other than 16 bits, copies between namespaces,
+//! reservations, shared namespaces, directives, data that is partly in the CMB, the loss of what a write cache holds (a
+//! power cut keeps every write that the host's kernel keeps), the loss of the link in an NVM Subsystem Reset, weighted
+//! round robin, discontiguous queues, page sizes other than 4 KiB, interrupt coalescing (stored, not acted on), command
+//! sets other than NVM. A worker executes one command at a time.
 //!
-//! Of the admin commands: crypto erase, and keeping blocks allocated, of Sanitize, which leaves the CMB as it is; boot partitions;
-//! Keep Alive, Host Identifier, Persistent Event Log, security, NVMe-MI, virtualization. Abort finds commands that wait
-//! to be executed, and none that a host has queued. The parameter of an Error Information entry is unknown. Saved
-//! features, firmware and what the logs count live as long as the controller's process, over every reset and loss of
-//! power within it.
+//! Of the admin commands: cryptographic erase of Format NVM and Sanitize; keeping blocks allocated, of Sanitize, which
+//! leaves the CMB and the files of deleted namespaces as they are, and lets the host enable the PMR meanwhile; boot partitions; Keep Alive, Host Identifier, Persistent Event Log, security, NVMe-MI,
+//! virtualization. Abort finds commands that wait to be executed, and none that a host has queued. The parameter of an
+//! Error Information entry is unknown. Saved features, firmware and what the logs count live as long as the
+//! controller's process, over every reset and loss of power within it.
 
 mod admin;
 mod background;
@@ -48,6 +58,7 @@ mod counters;
 mod dma;
 mod events;
 mod extents;
+mod faults;
 mod features;
 mod firmware;
 mod gate;
@@ -60,6 +71,7 @@ mod locks;
 mod logs;
 mod namespace;
 mod namespaces;
+mod pmr;
 mod prp;
 mod queue;
 mod queue_table;
@@ -67,12 +79,18 @@ mod regs;
 mod sanitize;
 mod self_test;
 mod sgl;
+mod shadow;
 pub mod spec;
 mod telemetry;
 mod trace;
 mod transfer;
+mod window;
 mod worker;
 
-pub use config::{Backing, CmbConfig, MAX_IO_QUEUES, NamespaceConfig, NvmeConfig, NvmeError};
+pub use config::{
+    Backing, CmbConfig, CmbScheme, MAX_IO_QUEUES, Metadata, NamespaceConfig, NvmeConfig, NvmeError,
+    PmrBacking, PmrConfig,
+};
 pub use controller::NvmeController;
-pub use trace::{TRACE_CAPACITY, Trace, TraceEntry, TraceLog, TraceRange};
+pub use faults::{Fault, FaultEffect, FaultId, Faults};
+pub use trace::{TRACE_CAPACITY, Trace, TraceDoorbell, TraceEntry, TraceLog, TraceRange};

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
 
-use p2plab_pcie::DmaRange;
+use p2plab_pcie::{DmaRange, Port};
 use zerocopy::little_endian::U16;
 
 use crate::admin::{self, Outcome};
 use crate::controller::Shared;
 use crate::dma::Dma;
+use crate::faults;
 use crate::locks::{lock, write};
 use crate::queue::{CompletionQueue, Permit, Reply, SubmissionQueue};
 use crate::spec::registers::{Csts, shst};
@@ -24,7 +25,25 @@ use crate::worker;
 
 struct Worker {
     sq: Arc<SubmissionQueue>,
-    thread: JoinHandle<()>,
+    /// None once it was stopped by a shutdown.
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Ends workers: tells all, then waits for the commands that they execute.
+fn stop<'a>(workers: impl IntoIterator<Item = &'a mut Worker>) {
+    let workers: Vec<_> = workers.into_iter().collect();
+    for worker in &workers {
+        worker.sq.stop.store(true, Ordering::Release);
+        worker.sq.wake.notify();
+    }
+    for worker in workers {
+        if let Some(thread) = worker.thread.take() {
+            // A worker that panicked has said so; the controller goes on without it.
+            let _ = thread.join();
+        }
+        // The transport's thread may be at work in its place.
+        drop(lock(&worker.sq.executor));
+    }
 }
 
 /// What only the controller's thread, or a reset, touches.
@@ -34,29 +53,43 @@ pub(crate) struct Core {
     workers: HashMap<u16, Worker>,
     /// A held Asynchronous Event Request that was aborted and waits for its completion.
     aborted: Vec<U16>,
+    /// Completions on the admin queue wait for their interrupt.
+    signal: bool,
 }
 
 impl Core {
     /// Does all that is to do, until there is nothing.
     pub(crate) fn service(&mut self, shared: &Arc<Shared>, dma: &Dma) {
-        let mut signal = false;
         loop {
             let pending = std::mem::take(&mut lock(&shared.registers).pending);
+            if pending.power_cut {
+                let prepared = !shared.is_unsafe_to_lose_power();
+                self.power_cut(shared, Some(&dma.port), prepared);
+                continue;
+            }
+            if pending.subsystem_reset {
+                self.start_over(shared, Some(&dma.port), true);
+                continue;
+            }
+            if pending.pmr_disable
+                && let Some(pmr) = &shared.pmr
+            {
+                pmr.settle(Some(&dma.port));
+            }
             if pending.reset {
                 self.disable(shared);
                 self.leave_reset(shared, dma);
-                signal = false;
             }
             if pending.enable {
-                self.enable(shared);
+                self.enable(shared, dma);
             }
             if pending.shutdown {
-                shut_down(shared);
+                self.shut_down(shared);
             }
             match self.admin.clone() {
-                Some(sq) if self.step(shared, dma, &sq) => signal = true,
+                Some(sq) if self.step(shared, dma, &sq) => {}
                 Some(sq) => {
-                    if signal {
+                    if std::mem::take(&mut self.signal) {
                         shared.interrupt(dma, &sq.cq);
                     }
                     return;
@@ -69,17 +102,47 @@ impl Core {
     /// Stops and deletes all queues. Returns when nothing is in flight.
     pub(crate) fn disable(&mut self, shared: &Shared) {
         write(&shared.queues).clear();
-        for worker in self.workers.values() {
-            worker.sq.stop.store(true, Ordering::Release);
-            worker.sq.wake.notify();
-        }
-        for (_, worker) in self.workers.drain() {
-            // A worker that panicked has said so; the controller goes on without it.
-            let _ = worker.thread.join();
-        }
+        stop(self.workers.values_mut());
+        self.workers.clear();
+        *lock(&shared.doorbell_buffer) = None;
         self.admin = None;
         self.aborted.clear();
         admin::controller_reset(shared);
+        self.signal = false;
+    }
+
+    /// Brings everything to the state after power on. Registers change when nothing is in flight any more: until
+    /// then a host finds the controller ready.
+    fn start_over(&mut self, shared: &Shared, port: Option<&Port>, nssro: bool) {
+        self.disable(shared);
+        {
+            let mut registers = lock(&shared.registers);
+            registers.reset_all();
+            registers.csts.set_nssro(nssro);
+            shared.set_windows(&mut registers);
+        }
+        if let Some(pmr) = &shared.pmr {
+            pmr.settle(port);
+        }
+        if let Some(port) = port {
+            shared.update_intx(port);
+        }
+    }
+
+    /// The power fails and comes back. What was flushed is there. So is what was not: the namespaces' files have
+    /// every write at once, and whether the host's page cache loses it is the host's affair. The CMB has nothing
+    /// to keep it. `prepared`: the host had shut the controller down, or had not begun with it.
+    pub(crate) fn power_cut(&mut self, shared: &Arc<Shared>, port: Option<&Port>, prepared: bool) {
+        shared.health.power_off(prepared);
+        shared.self_test.background.end();
+        shared.sanitize.background.end();
+        self.start_over(shared, port, false);
+        if let Some(Err(error)) = shared.cmb.as_ref().map(|cmb| cmb.memory.clear()) {
+            tracing::error!(%error, "the CMB keeps its content over the power cut");
+        }
+        shared.health.power_on();
+        shared.self_test.resume(shared);
+        shared.sanitize.resume(shared);
     }
 
     fn leave_reset(&mut self, shared: &Shared, dma: &Dma) {
@@ -87,7 +150,7 @@ impl Core {
         lock(&shared.registers).controller_reset();
     }
 
-    fn enable(&mut self, shared: &Shared) {
+    fn enable(&mut self, shared: &Shared, dma: &Dma) {
         shared.health.power_on();
         let mut registers = lock(&shared.registers);
         if let Some(why) = registers.bad_configuration() {
@@ -99,8 +162,14 @@ impl Core {
         }
         let aqa = registers.aqa();
         let (sq_entries, cq_entries) = (u32::from(aqa.asqs_z()) + 1, u32::from(aqa.acqs_z()) + 1);
-        let fits = |base: u64, bytes: u32| base.checked_add(bytes.into()).is_some();
-        if !fits(registers.asq, sq_entries * 64) || !fits(registers.acq, cq_entries * 16) {
+        // No command can be given a status yet.
+        let fits = |address: u64, entries: u32, entry: u32, in_cmb: bool| {
+            let length = u64::from(entries * entry);
+            let range = DmaRange { address, length };
+            address.checked_add(length).is_some() && dma.check_queue(range, in_cmb).is_ok()
+        };
+        let (sqs, cqs) = shared.config.cmb.map_or((false, false), |c| (c.sqs, c.cqs));
+        if !fits(registers.asq, sq_entries, 64, sqs) || !fits(registers.acq, cq_entries, 16, cqs) {
             registers.csts.set_cfs(true);
             return;
         }
@@ -113,7 +182,8 @@ impl Core {
         let mut queues = write(&shared.queues);
         queues.set_cq(0, Some(cq));
         queues.set_sq(0, Some(sq));
-        registers.csts = Csts::new().with_rdy(true);
+        let nssro = registers.csts.nssro();
+        registers.csts = Csts::new().with_rdy(true).with_nssro(nssro);
     }
 
     /// Executes one admin command or completes one held request; `false` if there is nothing to do.
@@ -137,6 +207,7 @@ impl Core {
                 result,
                 status,
             };
+            self.signal = true;
             return post(shared, dma, sq, permit, reply, |_| {});
         }
         // The lock must not last into the post: doorbell writes take it, too.
@@ -148,6 +219,7 @@ impl Core {
                 result,
                 status,
             };
+            self.signal = true;
             return post(shared, dma, sq, permit, reply, |_| {});
         }
         let fetch = sq.next_entry();
@@ -158,8 +230,19 @@ impl Core {
                 return false;
             }
         };
+        let dma = &dma.of_queue(sq);
         let mut transfer = Transfer::default();
-        let outcome = admin::execute(self, shared, dma, &command, &mut transfer);
+        let fault = faults::meet(shared, sq, &command);
+        let outcome = match fault.status {
+            None if fault.execute => admin::execute(self, shared, dma, &command, &mut transfer),
+            // Without a status nothing is completed.
+            status => Err(status.unwrap_or(Status::INTERNAL_ERROR)),
+        };
+        if !fault.complete {
+            let log = &shared.trace;
+            log.record(dma, 0, &command, fetch, &transfer, None);
+            return true;
+        }
         let (result, error) = match outcome {
             Ok(Outcome::Done(result)) => (result, None),
             Ok(Outcome::Held) => {
@@ -177,6 +260,7 @@ impl Core {
             result,
             status,
         };
+        self.signal |= fault.interrupt;
         post(shared, dma, sq, permit, reply, |slot| {
             shared
                 .trace
@@ -192,14 +276,16 @@ impl Core {
         sq: &Arc<SubmissionQueue>,
     ) -> io::Result<()> {
         let thread = Builder::new().name(format!("nvme-sq{}", sq.id)).spawn({
-            let (shared, dma, sq) = (Arc::clone(shared), dma.clone(), Arc::clone(sq));
+            let (shared, dma, sq) = (Arc::clone(shared), dma.of_queue(sq), Arc::clone(sq));
+            // Set once: a queue has one worker.
+            let _ = sq.dma.set(dma.clone());
             move || worker::run(&shared, &dma, &sq)
         })?;
         self.workers.insert(
             sq.id,
             Worker {
                 sq: Arc::clone(sq),
-                thread,
+                thread: Some(thread),
             },
         );
         Ok(())
@@ -207,11 +293,26 @@ impl Core {
 
     /// Stops the worker of queue `qid` and waits for the command that it executes.
     pub(crate) fn stop_worker(&mut self, qid: u16) {
-        if let Some(worker) = self.workers.remove(&qid) {
-            worker.sq.stop.store(true, Ordering::Release);
-            worker.sq.wake.notify();
-            let _ = worker.thread.join();
+        if let Some(mut worker) = self.workers.remove(&qid) {
+            stop([&mut worker]);
             worker.sq.cq.detach(qid);
+        }
+    }
+
+    /// Shutdown processing (Base 3.6): everything acknowledged reaches the medium. First the workers end, so that
+    /// nothing is acknowledged afterwards; a reset brings the controller back. The admin queue stays in service.
+    /// An abrupt shutdown does the same: flushing is all that takes time, and it saves data.
+    fn shut_down(&mut self, shared: &Shared) {
+        stop(self.workers.values_mut());
+        for ns in shared.namespaces.all() {
+            if let Err(error) = ns.flush() {
+                tracing::error!(%error, nsid = ns.nsid, "flush at shutdown");
+            }
+        }
+        let mut registers = lock(&shared.registers);
+        // A reset in between has cleared the request.
+        if registers.cc.shn() != 0 {
+            registers.csts.set_shst(shst::COMPLETE);
         }
     }
 
@@ -233,18 +334,4 @@ fn post(
     posted
         .map_err(|error| shared.fatal(&format!("admin completion queue: {error}")))
         .is_ok()
-}
-
-/// Shutdown processing (Base 3.6): everything acknowledged reaches the medium.
-fn shut_down(shared: &Shared) {
-    for ns in shared.namespaces.all() {
-        if let Err(error) = ns.flush() {
-            tracing::error!(%error, nsid = ns.nsid, "flush at shutdown");
-        }
-    }
-    let mut registers = lock(&shared.registers);
-    // A reset in between has cleared the request.
-    if registers.cc.shn() != 0 {
-        registers.csts.set_shst(shst::COMPLETE);
-    }
 }

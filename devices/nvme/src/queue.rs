@@ -4,16 +4,19 @@
 //! that a command that was executed can always be completed.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 use p2plab_pcie::{DmaError, DmaRange};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::dma::Dma;
+use crate::shadow::{Doorbell, DoorbellBuffer, Shadow};
 use crate::spec::command::Command;
 use crate::spec::completion::Completion;
 use crate::spec::status::Status;
+use crate::trace::Trace;
+use crate::worker::Executor;
 
 /// Wakes one worker.
 #[derive(Debug, Default)]
@@ -46,8 +49,18 @@ impl Wake {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InvalidDoorbell;
 
-/// A submission queue. Its worker owns the head; the doorbell owns the tail.
-#[derive(Debug)]
+/// Why the host's doorbells in its own memory do not help.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ShadowError {
+    /// They cannot be reached: the controller cannot go on.
+    #[error("shadow doorbell: {0}")]
+    Unreachable(#[from] DmaError),
+    /// The host wrote an index that cannot be.
+    #[error("shadow doorbell of {0}")]
+    Invalid(u32),
+}
+
+/// A submission queue. Whoever holds the executor owns the head; the doorbell owns the tail.
 pub(crate) struct SubmissionQueue {
     pub(crate) id: u16,
     pub(crate) base: u64,
@@ -55,6 +68,12 @@ pub(crate) struct SubmissionQueue {
     pub(crate) cq: Arc<CompletionQueue>,
     pub(crate) wake: Arc<Wake>,
     pub(crate) stop: AtomicBool,
+    /// The tail, where the host writes it into its memory.
+    shadow: Shadow,
+    /// Fetches and executes; nobody else does.
+    pub(crate) executor: Mutex<Executor>,
+    /// The way to memory for its commands, once it has a worker.
+    pub(crate) dma: OnceLock<Dma>,
     head: AtomicU32,
     tail: AtomicU32,
 }
@@ -75,17 +94,54 @@ impl SubmissionQueue {
             cq,
             wake,
             stop,
+            shadow: Shadow::default(),
+            executor: Mutex::default(),
+            dma: OnceLock::new(),
             head,
             tail,
         }
     }
 
+    /// The doorbell register was written. Whoever calls sees to it that somebody looks.
     pub(crate) fn ring(&self, tail: u32) -> Result<(), InvalidDoorbell> {
         if tail >= self.entries {
             return Err(InvalidDoorbell);
         }
-        self.tail.store(tail, Ordering::Release);
-        self.wake.notify();
+        if !self.shadow.is_used() {
+            self.tail.store(tail, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Goes over to shadow doorbells. Nobody may hold the executor but the caller.
+    pub(crate) fn adopt(
+        &self,
+        dma: &Dma,
+        trace: &Trace,
+        buffer: DoorbellBuffer,
+    ) -> Result<(), DmaError> {
+        let which = Doorbell::Tail(self.id);
+        self.shadow.adopt(dma, trace, buffer, which, self.tail())
+    }
+
+    /// Looks at the shadow doorbell, if there is one.
+    pub(crate) fn look(&self, dma: &Dma, trace: &Trace) -> Result<(), ShadowError> {
+        match self.shadow.look(dma, trace)? {
+            None => Ok(()),
+            Some(tail) if tail < self.entries => {
+                self.tail.store(tail, Ordering::Release);
+                Ok(())
+            }
+            Some(tail) => Err(ShadowError::Invalid(tail)),
+        }
+    }
+
+    /// Asks for a register write with the next command, and looks once more.
+    pub(crate) fn ask(&self, dma: &Dma, trace: &Trace) -> Result<(), ShadowError> {
+        if self.shadow.is_used() {
+            self.shadow.ask(dma, trace, self.tail())?;
+            self.look(dma, trace)?;
+        }
         Ok(())
     }
 
@@ -130,6 +186,8 @@ pub(crate) struct CompletionQueue {
     /// Vector, if interrupts are enabled.
     pub(crate) vector: Option<u16>,
     post: Mutex<PostState>,
+    /// The head, where the host writes it into its memory.
+    shadow: Shadow,
     /// Apart from the lock: a doorbell write must not wait for a post's DMA (see `Endpoint`).
     head: AtomicU32,
     tail: AtomicU32,
@@ -177,6 +235,7 @@ impl CompletionQueue {
                 phase: true,
                 reserved: 0,
             }),
+            shadow: Shadow::default(),
             head: AtomicU32::new(0),
             tail: AtomicU32::new(0),
             starved: AtomicBool::new(false),
@@ -238,8 +297,59 @@ impl CompletionQueue {
         used + post.reserved < self.entries - 1
     }
 
-    /// The host has consumed entries up to `head`.
+    /// The doorbell register was written: the host has consumed entries up to `head`. With a shadow doorbell it is the
+    /// workers' to look.
     pub(crate) fn ring(&self, head: u32) -> Result<(), InvalidDoorbell> {
+        if self.shadow.is_used() && head < self.entries {
+            self.wake_starved();
+            return Ok(());
+        }
+        self.consumed(head)
+    }
+
+    /// Goes over to shadow doorbells.
+    pub(crate) fn adopt(
+        &self,
+        dma: &Dma,
+        trace: &Trace,
+        buffer: DoorbellBuffer,
+    ) -> Result<(), DmaError> {
+        let which = Doorbell::Head(self.id);
+        self.shadow.adopt(dma, trace, buffer, which, self.head())
+    }
+
+    /// As [`reserve`](Self::reserve); where the queue seems full, first looks how far the host has come, and if it is
+    /// full asks the host to write the register.
+    pub(crate) fn reserve_looking(
+        &self,
+        dma: &Dma,
+        trace: &Trace,
+    ) -> Result<Option<Permit<'_>>, ShadowError> {
+        if let Some(permit) = self.reserve() {
+            return Ok(Some(permit));
+        }
+        if !self.look(dma, trace)? {
+            return Ok(None);
+        }
+        if let Some(permit) = self.reserve() {
+            return Ok(Some(permit));
+        }
+        self.shadow.ask(dma, trace, self.head())?;
+        self.look(dma, trace)?;
+        Ok(self.reserve())
+    }
+
+    /// Looks at the shadow doorbell; `false` where there is none.
+    fn look(&self, dma: &Dma, trace: &Trace) -> Result<bool, ShadowError> {
+        let Some(head) = self.shadow.look(dma, trace)? else {
+            return Ok(false);
+        };
+        self.consumed(head)
+            .map_err(|InvalidDoorbell| ShadowError::Invalid(head))?;
+        Ok(true)
+    }
+
+    fn consumed(&self, head: u32) -> Result<(), InvalidDoorbell> {
         let consumed = head
             .checked_add(self.entries)
             .map(|h| (h - self.head()) % self.entries);

@@ -1,13 +1,13 @@
 //! Which queues exist.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
 use crate::queue::{CompletionQueue, SubmissionQueue};
 
 /// The queues by identifier; 0 are the admin queues.
-#[derive(Debug)]
 pub(crate) struct QueueTable {
     sqs: Vec<Option<Arc<SubmissionQueue>>>,
     cqs: Vec<Option<Arc<CompletionQueue>>>,
@@ -42,9 +42,27 @@ impl QueueTable {
         }
     }
 
+    /// The I/O queues.
+    #[allow(clippy::type_complexity)]
+    pub(crate) fn io_queues(&self) -> (Vec<Arc<SubmissionQueue>>, Vec<Arc<CompletionQueue>>) {
+        let (sqs, cqs) = (self.sqs.iter().skip(1), self.cqs.iter().skip(1));
+        (
+            sqs.flatten().cloned().collect(),
+            cqs.flatten().cloned().collect(),
+        )
+    }
+
     pub(crate) fn clear(&mut self) {
         self.sqs.fill(None);
         self.cqs.fill(None);
+    }
+
+    /// Ends the workers of all submission queues, without waiting for them.
+    pub(crate) fn stop_submissions(&self) {
+        for sq in self.sqs.iter().flatten() {
+            sq.stop.store(true, Ordering::Release);
+            sq.wake.notify();
+        }
     }
 
     pub(crate) fn has_io_queues(&self) -> bool {

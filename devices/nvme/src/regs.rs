@@ -3,16 +3,26 @@
 //! It decides nothing that takes time: a write that needs work (enable, reset, shut down) leaves a request
 //! for the controller's thread in [`Pending`].
 
+use std::sync::Arc;
+
 use crate::cmb::Cmb;
-use crate::config::CmbConfig;
+use crate::config::{CmbConfig, CmbScheme};
 use crate::counters::Mistakes;
-use crate::spec::registers::{Aqa, Cap, Cc, CmbMsc, Csts, offset, shst};
+use crate::pmr::Pmr;
+use crate::spec::registers::{
+    Aqa, Cap, Cc, CmbMsc, Csts, NSSR_MAGIC, PmrCtl, PmrMsc, offset, shst,
+};
 
 /// Largest queue, 0's based (CAP.MQES).
 pub(crate) const MAX_QUEUE_ENTRIES_Z: u16 = 1023;
 
-/// Version 2.0.
-pub(crate) const VERSION: u32 = 0x0002_0000;
+/// VS: 2.0, or the version that the scheme of the CMB belongs to.
+pub(crate) fn version(cmb: Option<&CmbConfig>) -> u32 {
+    match cmb.map(|cmb| cmb.scheme) {
+        Some(CmbScheme::V1_3) => 0x0001_0300,
+        Some(CmbScheme::V1_4) | None => 0x0002_0000,
+    }
+}
 
 /// 5 s in units of 500 ms: how long a host waits for CSTS.RDY.
 const READY_TIMEOUT: u8 = 10;
@@ -33,6 +43,7 @@ pub(crate) enum Name {
     Intmc,
     Cc,
     Csts,
+    Nssr,
     Aqa,
     Asq,
     Acq,
@@ -41,6 +52,13 @@ pub(crate) enum Name {
     CmbMsc,
     CmbSts,
     Crto,
+    PmrCap,
+    PmrCtl,
+    PmrSts,
+    PmrEbs,
+    PmrSwtp,
+    /// PMRMSCL and PMRMSCU.
+    PmrMsc,
 }
 
 pub(crate) struct Register {
@@ -67,6 +85,7 @@ pub(crate) const REGISTERS: &[Register] = &[
     register(Name::Intmc, offset::INTMC, 4, Use::ReadWrite),
     register(Name::Cc, offset::CC, 4, Use::ReadWrite),
     register(Name::Csts, offset::CSTS, 4, Use::ReadWrite),
+    register(Name::Nssr, offset::NSSR, 4, Use::ReadWrite),
     register(Name::Aqa, offset::AQA, 4, Use::ReadWrite),
     register(Name::Asq, offset::ASQ, 8, Use::ReadWrite),
     register(Name::Acq, offset::ACQ, 8, Use::ReadWrite),
@@ -75,11 +94,23 @@ pub(crate) const REGISTERS: &[Register] = &[
     register(Name::CmbMsc, offset::CMBMSC, 8, Use::ReadWrite),
     register(Name::CmbSts, offset::CMBSTS, 4, Use::ReadOnly),
     register(Name::Crto, offset::CRTO, 4, Use::ReadOnly),
+    register(Name::PmrCap, offset::PMRCAP, 4, Use::ReadOnly),
+    register(Name::PmrCtl, offset::PMRCTL, 4, Use::ReadWrite),
+    register(Name::PmrSts, offset::PMRSTS, 4, Use::ReadOnly),
+    register(Name::PmrEbs, offset::PMREBS, 4, Use::ReadOnly),
+    register(Name::PmrSwtp, offset::PMRSWTP, 4, Use::ReadOnly),
+    register(Name::PmrMsc, offset::PMRMSC, 8, Use::ReadWrite),
 ];
 
 /// What the controller's thread has to do, in this order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pending {
+    /// The power fails. No register asks for this; a fault does.
+    pub(crate) power_cut: bool,
+    /// NSSR asked for an NVM Subsystem Reset.
+    pub(crate) subsystem_reset: bool,
+    /// PMRCTL.EN went from 1 to 0.
+    pub(crate) pmr_disable: bool,
     /// CC.EN went from 1 to 0.
     pub(crate) reset: bool,
     /// CC.EN went from 0 to 1.
@@ -95,14 +126,15 @@ pub(crate) struct Effect {
     pub(crate) wake: bool,
     /// The interrupt mask changed.
     pub(crate) interrupts: bool,
-    /// CMBMSC changed.
-    pub(crate) cmb: bool,
+    /// CMBMSC or PMRMSC changed.
+    pub(crate) windows: bool,
 }
 
 /// The state of the registers.
 #[derive(Debug)]
 pub(crate) struct Registers {
     cmb: Option<CmbConfig>,
+    pmr: Option<Arc<Pmr>>,
     pub(crate) cc: Cc,
     pub(crate) csts: Csts,
     pub(crate) aqa: u32,
@@ -111,14 +143,18 @@ pub(crate) struct Registers {
     pub(crate) interrupt_mask: u32,
     pub(crate) cmbmsc: CmbMsc,
     pub(crate) cmb_base_invalid: bool,
+    pub(crate) pmrctl: PmrCtl,
+    pub(crate) pmrmsc: PmrMsc,
+    pub(crate) pmr_base_invalid: bool,
     pub(crate) pending: Pending,
     mistakes: Mistakes,
 }
 
 impl Registers {
-    pub(crate) fn new(cmb: Option<CmbConfig>) -> Self {
+    pub(crate) fn new(cmb: Option<CmbConfig>, pmr: Option<Arc<Pmr>>) -> Self {
         Self {
             cmb,
+            pmr,
             cc: Cc::new(),
             csts: Csts::new(),
             aqa: 0,
@@ -127,23 +163,40 @@ impl Registers {
             interrupt_mask: 0,
             cmbmsc: CmbMsc::new(),
             cmb_base_invalid: false,
+            pmrctl: PmrCtl::new(),
+            pmrmsc: PmrMsc::new(),
+            pmr_base_invalid: false,
             pending: Pending::default(),
             mistakes: Mistakes::default(),
         }
     }
 
-    /// All registers as after power on.
+    /// All registers as after power on. The caller lets the windows follow.
     pub(crate) fn reset_all(&mut self) {
+        if self.pmrctl.en()
+            && let Some(pmr) = &self.pmr
+        {
+            pmr.disable();
+        }
         let mistakes = std::mem::take(&mut self.mistakes);
         *self = Self {
             mistakes,
-            ..Self::new(self.cmb)
+            ..Self::new(self.cmb, self.pmr.take())
         };
     }
 
-    /// What CC.EN from 1 to 0 resets: not AQA, ASQ, ACQ and CMBMSC (Base 3.7.2).
+    /// A Function Level Reset leaves CMBMSC alone (Base 3.7.2), and is no NVM Subsystem Reset.
+    pub(crate) fn function_reset(&mut self) {
+        let (cmbmsc, invalid) = (self.cmbmsc, self.cmb_base_invalid);
+        let nssro = self.csts.nssro();
+        self.reset_all();
+        (self.cmbmsc, self.cmb_base_invalid) = (cmbmsc, invalid);
+        self.csts.set_nssro(nssro);
+    }
+
+    /// What CC.EN from 1 to 0 resets: not AQA, ASQ, ACQ, CMBMSC and the PMR's registers (Base 3.7.2).
     pub(crate) fn controller_reset(&mut self) {
-        self.csts = Csts::new();
+        self.csts = Csts::new().with_nssro(self.csts.nssro());
         self.interrupt_mask = 0;
     }
 
@@ -152,27 +205,51 @@ impl Registers {
             .with_mqes_z(MAX_QUEUE_ENTRIES_Z)
             .with_cqr(true)
             .with_to(READY_TIMEOUT)
+            .with_nssrs(true)
             .with_css(1)
-            .with_cmbs(self.cmb.is_some())
-            .with_crwms(true)
+            .with_pmrs(self.pmr.is_some())
+            .with_cmbs(self.has_cmbmsc())
+            .with_crwms(self.is_new())
+    }
+
+    /// Whether the CMB, if there is one, has the scheme of 1.4.
+    fn is_new(&self) -> bool {
+        self.cmb.is_none_or(|cmb| cmb.scheme == CmbScheme::V1_4)
+    }
+
+    fn has_cmbmsc(&self) -> bool {
+        self.cmb.is_some() && self.is_new()
     }
 
     pub(crate) fn value(&self, name: Name) -> u64 {
-        let cmb = self.cmb.as_ref().filter(|_| self.cmbmsc.cre());
+        let visible = self.cmbmsc.cre() || !self.is_new();
+        let cmb = self.cmb.as_ref().filter(|_| visible);
+        let pmr = self.pmr.as_ref();
         match name {
             Name::Cap => self.cap().into_bits(),
-            Name::Vs => VERSION.into(),
+            Name::Vs => version(self.cmb.as_ref()).into(),
             Name::Intms | Name::Intmc => self.interrupt_mask.into(),
             Name::Cc => self.cc.into_bits().into(),
             Name::Csts => self.csts.into_bits().into(),
             Name::Aqa => self.aqa.into(),
             Name::Asq => self.asq,
             Name::Acq => self.acq,
-            Name::CmbLoc => cmb.map_or(0, |_| Cmb::location().into_bits().into()),
+            Name::Nssr => 0,
+            Name::CmbLoc => cmb.map_or(0, |c| Cmb::location(c).into_bits().into()),
             Name::CmbSz => cmb.map_or(0, |c| Cmb::size_register(c).into_bits().into()),
             Name::CmbMsc => self.cmbmsc.into_bits(),
             Name::CmbSts => self.cmb_base_invalid.into(),
-            Name::Crto => READY_TIMEOUT.into(),
+            Name::Crto if self.is_new() => READY_TIMEOUT.into(),
+            Name::Crto => 0,
+            Name::PmrCap => pmr.map_or(0, |pmr| pmr.capabilities().into_bits().into()),
+            Name::PmrCtl => self.pmrctl.into_bits().into(),
+            Name::PmrSts => pmr.map_or(0, |pmr| {
+                let status = pmr.status(self.pmrctl.en());
+                status.with_cbai(self.pmr_base_invalid).into_bits().into()
+            }),
+            Name::PmrEbs => pmr.map_or(0, |pmr| pmr.elasticity().into_bits().into()),
+            Name::PmrSwtp => pmr.map_or(0, |pmr| pmr.throughput().into_bits().into()),
+            Name::PmrMsc => self.pmrmsc.into_bits(),
         }
     }
 
@@ -233,16 +310,38 @@ impl Registers {
                 effect.interrupts = true;
             }
             Name::Cc => self.write_cc(Cc::from_bits(low), effect),
-            // CSTS.NSSRO alone is write-1-to-clear, and is never set.
-            Name::Csts => {}
+            // CSTS.NSSRO alone can be written: 1 clears it.
+            Name::Csts if Csts::from_bits(low).nssro() => self.csts.set_nssro(false),
+            Name::Nssr if low == NSSR_MAGIC => {
+                self.pending.subsystem_reset = true;
+                effect.wake = true;
+            }
             Name::Aqa => self.aqa = low & 0x0fff_0fff,
             Name::Asq => self.asq = value & !0xfff,
             Name::Acq => self.acq = value & !0xfff,
-            Name::CmbMsc if self.cmb.is_some() => {
+            Name::CmbMsc if self.has_cmbmsc() => {
                 self.cmbmsc = CmbMsc::from_bits(value & !0xffc);
-                effect.cmb = true;
+                effect.windows = true;
+            }
+            Name::PmrCtl => self.write_pmrctl(PmrCtl::from_bits(low & 1), effect),
+            Name::PmrMsc if self.pmr.is_some() => {
+                self.pmrmsc = PmrMsc::from_bits(value & !0xffd);
+                effect.windows = true;
             }
             _ => {}
+        }
+    }
+
+    fn write_pmrctl(&mut self, new: PmrCtl, effect: &mut Effect) {
+        let Some(pmr) = &self.pmr else { return };
+        let old = std::mem::replace(&mut self.pmrctl, new);
+        if !old.en() && new.en() {
+            pmr.enable();
+        }
+        if old.en() && !new.en() {
+            pmr.disable();
+            self.pending.pmr_disable = true;
+            effect.wake = true;
         }
     }
 
@@ -251,7 +350,9 @@ impl Registers {
         if old.en() && !new.en() {
             self.pending = Pending {
                 reset: true,
-                ..Pending::default()
+                enable: false,
+                shutdown: false,
+                ..self.pending
             };
             effect.wake = true;
         }
@@ -325,15 +426,12 @@ fn overlay(register: &Register, at: u64, value: u64, width: u64) -> Option<(u64,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use p2plab_pcie::CpuAccess;
+    use crate::config::PmrConfig;
     use proptest::prelude::*;
 
     fn registers() -> Registers {
-        Registers::new(Some(CmbConfig {
-            size: 64 << 20,
-            cpu_access: CpuAccess::Trapped,
-            sqs: true,
-        }))
+        let pmr = Pmr::open("a", PmrConfig::memory(1 << 20)).unwrap();
+        Registers::new(Some(CmbConfig::new(64 << 20)), Some(Arc::new(pmr)))
     }
 
     fn read32(registers: &Registers, at: u64) -> u32 {
@@ -370,7 +468,7 @@ mod tests {
             (read32(&r, offset::CMBLOC), read32(&r, offset::CMBSZ)),
             (0, 0)
         );
-        assert!(r.write(offset::CMBMSC, &1u32.to_le_bytes()).cmb);
+        assert!(r.write(offset::CMBMSC, &1u32.to_le_bytes()).windows);
         assert_eq!(read32(&r, offset::CMBLOC) & 7, 4);
         assert_ne!(read32(&r, offset::CMBSZ), 0);
     }
@@ -409,7 +507,7 @@ mod tests {
             Pending {
                 reset: true,
                 enable: true,
-                shutdown: false
+                ..Pending::default()
             }
         );
     }

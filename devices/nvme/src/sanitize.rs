@@ -1,4 +1,4 @@
-//! Sanitize operations (Base 8.21): all that the namespaces hold is erased, in the background.
+//! Sanitize operations (Base 8.21): all that the namespaces and the PMR hold is erased, in the background.
 //!
 //! Meanwhile, and after a failure, the host may do little else: the `gate` keeps I/O commands out, and
 //! [`Sanitize::admit_admin`] the rest. An operation goes on over resets; a loss of power makes it begin again.
@@ -270,8 +270,11 @@ fn perform(shared: &Shared, overwrite: Overwrite, signal: &Signal) -> Result<(),
     while !shared.gate.is_empty() {
         go_on(signal)?;
     }
-    let namespaces = shared.namespaces.all();
-    let size: u128 = namespaces.iter().map(|ns| u128::from(ns.size())).sum();
+    if let Some(pmr) = &shared.pmr {
+        pmr.erase()?;
+    }
+    let namespaces = shared.namespaces.all_allocated();
+    let size: u128 = namespaces.iter().map(|ns| u128::from(ns.bytes())).sum();
     // Erasing is the last pass.
     let all = size * (u128::from(overwrite.passes) + 1);
     let mut before: u128 = 0;
@@ -286,8 +289,11 @@ fn perform(shared: &Shared, overwrite: Overwrite, signal: &Signal) -> Result<(),
                 lock(&sanitize.state).progress = u16::try_from(progress).unwrap_or(u16::MAX);
                 go_on(signal)?;
             }
+            if pattern.is_none() {
+                ns.erase_rest()?;
+            }
             ns.flush()?;
-            before += u128::from(ns.size());
+            before += u128::from(ns.bytes());
         }
         if pattern.is_some() {
             lock(&sanitize.state).passes_done = pass;
@@ -304,11 +310,6 @@ fn go_on(signal: &Signal) -> Result<(), Stop> {
     }
 }
 
-/// Leaves nothing of what these bytes of a namespace, which are whole blocks, held.
-fn erase(ns: &Namespace, start: u64, length: u64) -> std::io::Result<()> {
-    ns.write_zeroes(start, length)
-}
-
 /// Overwrites with `pattern`, or else erases, at `offset` or behind it: where to go on, if anywhere.
 ///
 /// Holes hold nothing, so there is nothing to overwrite: a namespace that is larger than the memory stays so.
@@ -318,7 +319,7 @@ fn step(ns: &Namespace, offset: u64, pattern: Option<u32>) -> std::io::Result<Op
             Some((start, end)) => (start, end, WRITE_STEP),
             None => return Ok(None),
         },
-        None if offset < ns.size() => (offset, ns.size(), ERASE_STEP),
+        None if offset < ns.bytes() => (offset, ns.bytes(), ERASE_STEP),
         None => return Ok(None),
     };
     let length = end.saturating_sub(start).min(most);
@@ -329,7 +330,10 @@ fn step(ns: &Namespace, offset: u64, pattern: Option<u32>) -> std::io::Result<Op
             let data = data.get(..length as usize).unwrap_or(&data);
             ns.file.write_all_at(data, start)?;
         }
-        None => erase(ns, start, length)?,
+        None => {
+            let extent = ns.extent(start >> ns.block_shift, length >> ns.block_shift);
+            ns.erase(&extent.ok_or(std::io::ErrorKind::InvalidInput)?)?;
+        }
     }
     // A range of nothing was punched meanwhile.
     Ok(Some(start + length.max(1)))

@@ -109,7 +109,7 @@ impl SelfTest {
             state.running = Some(Running {
                 number,
                 kind,
-                namespaces: namespaces.iter().map(|ns| (ns.nsid, ns.size())).collect(),
+                namespaces: namespaces.iter().map(|ns| (ns.nsid, ns.bytes())).collect(),
                 at: (0, 0),
             });
             number
@@ -144,7 +144,6 @@ impl SelfTest {
     }
 
     /// The same if it is a test of namespace `nsid`, or `nsid` is all.
-    #[allow(dead_code, reason = "for Format")]
     pub(crate) fn abort_for_format(&self, shared: &Shared, nsid: u32) {
         let mut state = lock(&self.state);
         let tested = state.running.as_ref().is_some_and(|test| {
@@ -284,7 +283,7 @@ fn step(
     offset: u64,
     buffer: &mut [u8],
 ) -> Result<Option<u64>, Failure> {
-    let size = ns.size();
+    let size = ns.bytes();
     if offset == 0 {
         // A file that has lost its end has only holes there, which the extended test would pass over.
         read(ns, size.saturating_sub(SHORT), SHORT, buffer)?;
@@ -306,7 +305,7 @@ fn read(ns: &Namespace, start: u64, most: u64, buffer: &mut [u8]) -> Result<u64,
         nsid: ns.nsid,
         lba: start >> ns.block_shift,
     };
-    let length = ns.size().saturating_sub(start).min(most);
+    let length = ns.bytes().saturating_sub(start).min(most);
     let Some(buffer) = buffer.get_mut(..length as usize) else {
         return Err(failure);
     };

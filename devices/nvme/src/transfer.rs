@@ -14,9 +14,16 @@ pub(crate) struct Transfer {
     pub(crate) lists: Vec<DmaRange>,
     /// Data that goes nowhere (SGL bit buckets of a read), in order.
     pub(crate) gaps: Vec<Gap>,
+    /// The metadata, if the command moves any.
+    pub(crate) metadata: Option<DmaRange>,
     /// Memory for an SGL segment, kept to be used again.
     pub(crate) segment: Vec<SglDescriptor>,
+    /// Memory for the data of commands that must look at it, see [`with_bounce`](Self::with_bounce).
+    bounce: Vec<u8>,
 }
+
+/// The largest bounce buffer that is kept from command to command.
+const KEPT_BOUNCE: usize = 256 << 10;
 
 /// Bytes of a command's data that are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +50,24 @@ impl Transfer {
         self.ranges.clear();
         self.lists.clear();
         self.gaps.clear();
+        self.metadata = None;
+    }
+
+    /// Lends `work` a buffer of `length` bytes, whose content means nothing. For the few commands whose data the
+    /// controller has to look at; all other data moves straight between file and memory.
+    pub(crate) fn with_bounce(
+        &mut self,
+        length: u64,
+        work: impl FnOnce(&mut Self, &mut [u8]) -> Result<(), Status>,
+    ) -> Result<(), Status> {
+        let length = usize::try_from(length).map_err(|_| Status::INTERNAL_ERROR)?;
+        let mut buffer = std::mem::take(&mut self.bounce);
+        buffer.resize(length, 0);
+        let result = work(self, &mut buffer);
+        if buffer.capacity() <= KEPT_BOUNCE {
+            self.bounce = buffer;
+        }
+        result
     }
 
     /// Adds data at `address`.

@@ -1,17 +1,23 @@
 //! The worker of an I/O submission queue: fetches, has commands executed, posts, interrupts.
 //!
-//! A worker executes its commands one after the other, each to its completion. More than one at a time
-//! would be decided in [`run`]: everything below it works on one command and its permit.
+//! A queue's commands are executed one after the other, each to its completion. More than one at a time would be
+//! decided in [`Executor::work`]: everything below it works on one command and its permit.
 
+use std::sync::TryLockError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use p2plab_pcie::DmaRange;
+
 use crate::controller::Shared;
 use crate::dma::Dma;
+use crate::events::Event;
+use crate::faults;
 use crate::io;
 use crate::locks::lock;
-use crate::queue::{Reply, SubmissionQueue};
-use crate::spec::command::{Command, ReadWriteCdw12, io as opcode};
+use crate::queue::{Permit, Reply, ShadowError, SubmissionQueue};
+use crate::spec::command::{Command, FUSE, FUSE_FIRST, FUSE_SECOND, ReadWriteCdw12, io as opcode};
+use crate::spec::status::Status;
 use crate::transfer::Transfer;
 
 /// Completions wait this long for their interrupt while more commands are executed.
@@ -20,36 +26,180 @@ const BATCH_TIME: Duration = Duration::from_micros(50);
 /// Data that a command may move while completions before it still wait for their interrupt.
 const QUICK_BYTES: u64 = 32 << 10;
 
+/// How long the transport's thread works in a worker's place: its next message waits meanwhile.
+const VISIT_TIME: Duration = Duration::from_micros(100);
+
+/// Data that a command may move there.
+const VISIT_BYTES: u64 = 128 << 10;
+
+/// Executes the commands of one submission queue, for whoever holds it: the queue's worker, or the transport's
+/// thread with a doorbell write in its hand.
+#[derive(Debug, Default)]
+pub(crate) struct Executor {
+    /// Where the data of the command at work lies.
+    transfer: Transfer,
+    /// A command that was fetched and not completed: the one behind the first half of a fused operation, or one that
+    /// takes too long for a visitor.
+    ahead: Option<Fetched>,
+    /// What the data of `ahead` touched, if it was executed.
+    ahead_transfer: Transfer,
+    /// When the first completion was posted that has had no interrupt yet.
+    unsignalled: Option<Instant>,
+}
+
+/// Why an executor does nothing more for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    /// There is nothing to do, or no room for its completion: a doorbell will tell.
+    Idle,
+    /// There is something left for the worker.
+    Left,
+    /// The controller has failed.
+    Failed,
+}
+
 /// The worker of `sq`: returns when the queue is stopped or its memory fails.
 pub(crate) fn run(shared: &Shared, dma: &Dma, sq: &SubmissionQueue) {
-    let mut transfer = Transfer::default();
-    // When the first completion was posted that has had no interrupt yet.
-    let mut unsignalled: Option<Instant> = None;
     while !sq.stop.load(Ordering::Acquire) {
-        let permit = if sq.is_empty() { None } else { sq.cq.reserve() };
-        let Some(permit) = permit else {
-            if unsignalled.take().is_some() {
-                shared.interrupt(dma, &sq.cq);
-            }
-            sq.wake.wait();
-            continue;
-        };
-        let fetch = sq.next_entry();
-        let command = match sq.fetch(dma) {
-            Ok(command) => command,
-            Err(error) => {
-                shared.fatal(&format!("submission queue {}: {error}", sq.id));
-                break;
-            }
-        };
-        // A completion never waits behind a slow command.
-        let waiting = unsignalled.is_some_and(|since| since.elapsed() >= BATCH_TIME);
-        if unsignalled.is_some() && (waiting || !is_quick(shared, &command)) {
-            shared.interrupt(dma, &sq.cq);
-            unsignalled = None;
+        if lock(&sq.executor).work(shared, dma, sq, None) == Rest::Failed {
+            break;
         }
-        transfer.clear();
-        let result = io::execute(shared, dma, &command, &mut transfer);
+        sq.wake.wait();
+    }
+}
+
+/// Does what a doorbell write of the CPU asks for on the transport's thread, if nobody is at it: a command that takes
+/// microseconds is over before a worker would have woken up. What takes longer is left to the worker.
+pub(crate) fn run_here(shared: &Shared, sq: &SubmissionQueue) {
+    let executor = match sq.executor.try_lock() {
+        Ok(executor) => Some(executor),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        // Whoever holds it may have looked for the last time: the worker looks again.
+        Err(TryLockError::WouldBlock) => None,
+    };
+    let end = Instant::now() + VISIT_TIME;
+    let rest = match (executor, sq.dma.get()) {
+        (Some(mut executor), Some(dma)) => executor.work(shared, dma, sq, Some(end)),
+        _ => Rest::Left,
+    };
+    if rest == Rest::Left {
+        sq.wake.notify();
+    }
+}
+
+impl Executor {
+    /// Executes commands until there are none, or it is time for a visitor to leave.
+    fn work(
+        &mut self,
+        shared: &Shared,
+        dma: &Dma,
+        sq: &SubmissionQueue,
+        visit: Option<Instant>,
+    ) -> Rest {
+        let rest = loop {
+            if sq.stop.load(Ordering::Acquire) {
+                break Rest::Idle;
+            }
+            match self.find(shared, dma, sq) {
+                Ok(true) => {}
+                Ok(false) => break Rest::Idle,
+                Err(error) => break failed(shared, "shadow doorbells", sq.id, &error),
+            }
+            if visit.is_some_and(|end| Instant::now() >= end) {
+                break Rest::Left;
+            }
+            let permit = match sq.cq.reserve_looking(dma, &shared.trace) {
+                Ok(Some(permit)) => permit,
+                Ok(None) => break Rest::Idle,
+                Err(ShadowError::Invalid(head)) => {
+                    shared.bad_doorbell(sq.cq.id, head, Event::INVALID_DOORBELL_VALUE);
+                    break Rest::Idle;
+                }
+                Err(error) => break failed(shared, "shadow doorbells", sq.cq.id, &error),
+            };
+            let Some(fetched) = self.ahead.take().or_else(|| fetch_next(shared, dma, sq)) else {
+                break Rest::Failed;
+            };
+            if visit.is_some() && !is_for_visitors(shared, &fetched) {
+                self.ahead = Some(fetched);
+                break Rest::Left;
+            }
+            if self.one(shared, dma, sq, permit, fetched) == Rest::Failed {
+                break Rest::Failed;
+            }
+        };
+        self.signal(shared, dma, sq);
+        rest
+    }
+
+    /// Whether there is a command. Looks into the host's memory for one, and asks for a doorbell if there is none.
+    fn find(
+        &mut self,
+        shared: &Shared,
+        dma: &Dma,
+        sq: &SubmissionQueue,
+    ) -> Result<bool, ShadowError> {
+        let found = |sq: &SubmissionQueue| !sq.is_empty();
+        if self.ahead.is_some() || found(sq) {
+            return Ok(true);
+        }
+        let told = |result| match result {
+            Err(ShadowError::Invalid(tail)) => {
+                shared.bad_doorbell(sq.id, tail, Event::INVALID_DOORBELL_VALUE);
+                Ok(())
+            }
+            other => other,
+        };
+        told(sq.look(dma, &shared.trace))?;
+        if found(sq) {
+            return Ok(true);
+        }
+        self.signal(shared, dma, sq);
+        told(sq.ask(dma, &shared.trace))?;
+        Ok(found(sq))
+    }
+
+    /// Executes one command and completes it.
+    fn one(
+        &mut self,
+        shared: &Shared,
+        dma: &Dma,
+        sq: &SubmissionQueue,
+        permit: Permit<'_>,
+        fetched: Fetched,
+    ) -> Rest {
+        let Fetched { fetch, command, .. } = fetched;
+        // A completion never waits behind a slow command.
+        let waiting = |since: Instant| since.elapsed() >= BATCH_TIME;
+        let quick = || quick_bytes(shared, &command).is_some_and(|bytes| bytes <= QUICK_BYTES);
+        if self
+            .unsignalled
+            .is_some_and(|since| waiting(since) || shared.faults.is_armed() || !quick())
+        {
+            self.signal(shared, dma, sq);
+        }
+        // The second half of a fused operation meets what the first met.
+        let fault = match fetched.executed {
+            Some(_) => faults::Verdict::NOTHING,
+            None => faults::meet(shared, sq, &command),
+        };
+        let result = if let Some(result) = fetched.executed {
+            std::mem::swap(&mut self.transfer, &mut self.ahead_transfer);
+            result
+        } else if command.flags & FUSE == 0 {
+            self.transfer.clear();
+            match fault.status {
+                None if fault.execute => io::execute(shared, dma, &command, &mut self.transfer),
+                status => status.map_or(Ok(()), Err),
+            }
+        } else {
+            self.fused(shared, dma, sq, &command, fault.status)
+        };
+        if !fault.complete {
+            let log = &shared.trace;
+            log.record(dma, sq.id, &command, fetch, &self.transfer, None);
+            return Rest::Idle;
+        }
         let status = shared.account(sq.id, &command, result.err());
         let reply = Reply {
             cid: command.cid,
@@ -58,33 +208,112 @@ pub(crate) fn run(shared: &Shared, dma: &Dma, sq: &SubmissionQueue) {
         };
         let posted = sq.cq.post(dma, permit, sq, reply, |slot| {
             let done = Some((slot, status));
-            shared
-                .trace
-                .record(dma, sq.id, &command, fetch, &transfer, done);
+            let log = &shared.trace;
+            log.record(dma, sq.id, &command, fetch, &self.transfer, done);
         });
         if let Err(error) = posted {
-            shared.fatal(&format!("completion queue {}: {error}", sq.cq.id));
-            break;
+            return failed(shared, "completion queue", sq.cq.id, &error);
         }
-        unsignalled.get_or_insert_with(Instant::now);
+        if fault.interrupt {
+            self.unsignalled.get_or_insert_with(Instant::now);
+        }
+        Rest::Idle
     }
-    if unsignalled.is_some() {
-        shared.interrupt(dma, &sq.cq);
+
+    /// Sends the interrupt that completions wait for.
+    fn signal(&mut self, shared: &Shared, dma: &Dma, sq: &SubmissionQueue) {
+        if self.unsignalled.take().is_some() {
+            shared.interrupt(dma, &sq.cq);
+        }
+    }
+
+    /// Executes the first half of a fused operation, or refuses what is none (Base 3.4.2). Both halves come with one
+    /// doorbell write, so the second is in the queue when the first is fetched, or it is missing. What follows the
+    /// first is fetched, executed, too, if it is the second, and left `ahead` to be completed or executed next. A
+    /// `fault` of the first fails it.
+    fn fused(
+        &mut self,
+        shared: &Shared,
+        dma: &Dma,
+        sq: &SubmissionQueue,
+        command: &Command,
+        fault: Option<Status>,
+    ) -> Result<(), Status> {
+        self.transfer.clear();
+        self.ahead_transfer.clear();
+        match command.flags & FUSE {
+            FUSE_FIRST if !sq.is_empty() => {}
+            FUSE_FIRST | FUSE_SECOND => return Err(Status::MISSING_FUSED_COMMAND),
+            _ => return Err(Status::INVALID_FIELD),
+        }
+        // If that fails, so has the controller.
+        let mut second = fetch_next(shared, dma, sq).ok_or(Status::MISSING_FUSED_COMMAND)?;
+        let is_pair = second.command.flags & FUSE == FUSE_SECOND;
+        let result = if let Some(status) = fault {
+            second.executed = is_pair.then_some(Err(Status::FAILED_FUSED_COMMAND));
+            Err(status)
+        } else if is_pair {
+            let commands = [command, &second.command];
+            let transfers = [&mut self.transfer, &mut self.ahead_transfer];
+            let [first, result] = io::execute_pair(shared, dma, commands, transfers);
+            second.executed = Some(result);
+            first
+        } else {
+            Err(Status::MISSING_FUSED_COMMAND)
+        };
+        self.ahead = Some(second);
+        result
     }
 }
 
-/// Whether a command ends soon enough for completions to wait behind it.
-fn is_quick(shared: &Shared, command: &Command) -> bool {
+fn failed(shared: &Shared, what: &str, qid: u16, error: &dyn std::error::Error) -> Rest {
+    shared.fatal(&format!("{what} {qid}: {error}"));
+    Rest::Failed
+}
+
+/// A command and where it was.
+#[derive(Debug)]
+struct Fetched {
+    fetch: DmaRange,
+    command: Command,
+    /// How it ended, if it was executed together with the command before it.
+    executed: Option<Result<(), Status>>,
+}
+
+/// Fetches a command; `None`, and the controller has failed, where the queue cannot be read.
+fn fetch_next(shared: &Shared, dma: &Dma, sq: &SubmissionQueue) -> Option<Fetched> {
+    let fetch = sq.next_entry();
+    let command = sq
+        .fetch(dma)
+        .map_err(|error| shared.fatal(&format!("submission queue {}: {error}", sq.id)))
+        .ok()?;
+    Some(Fetched {
+        fetch,
+        command,
+        executed: None,
+    })
+}
+
+/// Bytes that a command moves, if that is all that takes time; `None` for one that waits for the medium or for more.
+fn quick_bytes(shared: &Shared, command: &Command) -> Option<u64> {
     let cdw12 = ReadWriteCdw12::from_bits(command.cdw12.get());
     let Ok(ns) = io::namespace(shared, command.nsid.get()) else {
-        return true;
+        return Some(0);
     };
     let bytes = (u64::from(cdw12.nlb_z()) + 1) << ns.block_shift;
     let durable = match command.opcode {
         opcode::READ => cdw12.fua(),
         // Without the write cache every write waits for the medium.
         opcode::WRITE => cdw12.fua() || !lock(&shared.features).write_cache,
-        _ => return false,
+        _ => return None,
     };
-    !durable && bytes <= QUICK_BYTES
+    (!durable).then_some(bytes)
+}
+
+/// Whether the transport's thread may execute a command. Fused operations wait for others, and faults may delay.
+fn is_for_visitors(shared: &Shared, fetched: &Fetched) -> bool {
+    let plain = fetched.executed.is_none() && fetched.command.flags & FUSE == 0;
+    plain
+        && !shared.faults.is_armed()
+        && quick_bytes(shared, &fetched.command).is_some_and(|bytes| bytes <= VISIT_BYTES)
 }

@@ -6,7 +6,7 @@ use driver::{NAMESPACE_SIZE, Rig, config, pattern, take_events, wait_until};
 use p2plab_nvme::spec::command::{Command, NSID_ALL, admin, io};
 use p2plab_nvme::spec::registers::{Cc, Csts, offset, shst};
 use p2plab_nvme::spec::status::Status;
-use p2plab_nvme::{Backing, NamespaceConfig};
+use p2plab_nvme::{Backing, Metadata, NamespaceConfig};
 
 fn without_flags(status: Status) -> Status {
     Status(status.code())
@@ -119,11 +119,12 @@ fn bad_commands_get_their_status() {
     };
     let cases = [
         (with(|c| c.opcode = 0x7f), Status::INVALID_OPCODE),
-        (with(|c| c.flags = 0x01), Status::INVALID_FIELD),
+        (with(|c| c.flags = 0x03), Status::INVALID_FIELD),
         (with(|c| c.flags = 0x80), Status::INVALID_FIELD),
         (with(|c| c.flags = 0xc0), Status::INVALID_FIELD),
         (with(|c| c.nsid = 0.into()), Status::INVALID_NAMESPACE),
-        (with(|c| c.nsid = 3.into()), Status::INVALID_NAMESPACE),
+        (with(|c| c.nsid = 3.into()), Status::INVALID_FIELD),
+        (with(|c| c.nsid = 257.into()), Status::INVALID_NAMESPACE),
         (
             with(|c| c.nsid = NSID_ALL.into()),
             Status::INVALID_NAMESPACE,
@@ -362,6 +363,7 @@ fn a_file_keeps_what_was_acknowledged() {
         backing,
         block_size: 4096,
         read_only: false,
+        metadata: Metadata::None,
     }];
     let mut rig = Rig::new();
     let mut d = rig.plug(cfg);

@@ -2,9 +2,9 @@
 
 mod driver;
 
-use driver::{Driver, Rig, config};
+use driver::{Driver, Rig, config, nvm};
 use p2plab_nvme::NamespaceConfig;
-use p2plab_nvme::spec::command::{Command, NSID_ALL, admin, feature};
+use p2plab_nvme::spec::command::{Command, NSID_ALL, admin, feature, namespace_sel};
 use p2plab_nvme::spec::log::lid;
 use p2plab_nvme::spec::status::Status;
 
@@ -103,9 +103,13 @@ fn error_recovery_is_each_namespaces_own() {
     set(&mut d, NSID_ALL, 5).unwrap();
     set(&mut d, 2, 7).unwrap();
     assert_eq!((get(&mut d, 1), get(&mut d, 2)), (Ok(5), Ok(7)));
-    for nsid in [0, 3] {
-        assert_eq!(set(&mut d, nsid, 1), fails(Status::INVALID_NAMESPACE));
-        assert_eq!(get(&mut d, nsid), fails(Status::INVALID_NAMESPACE));
+    for (nsid, status) in [
+        (0, Status::INVALID_NAMESPACE),
+        (3, Status::INVALID_FIELD),
+        (257, Status::INVALID_NAMESPACE),
+    ] {
+        assert_eq!(set(&mut d, nsid, 1), fails(status));
+        assert_eq!(get(&mut d, nsid), fails(status));
     }
     assert_eq!(get(&mut d, NSID_ALL), fails(Status::INVALID_NAMESPACE));
     // Nothing reports deallocated blocks as errors.
@@ -114,9 +118,15 @@ fn error_recovery_is_each_namespaces_own() {
     let arbitration = [feature::ARBITRATION.into(), 3, 0];
     let mut with = |nsid| d.simple_admin(admin::SET_FEATURES, nsid, arbitration);
     assert_eq!(with(1), fails(Status::FEATURE_NOT_NAMESPACE_SPECIFIC));
-    assert_eq!(with(9), fails(Status::INVALID_NAMESPACE));
+    assert_eq!(with(9), fails(Status::INVALID_FIELD));
+    assert_eq!(with(257), fails(Status::INVALID_NAMESPACE));
     assert_eq!(with(NSID_ALL), Ok(0));
     assert_eq!(d.get_feature(feature::ARBITRATION, CURRENT, 0), Ok(3));
+    // A namespace that takes a deleted one's place begins anew.
+    nvm::delete(&mut d, 2).unwrap();
+    assert_eq!(nvm::create(&mut d, 8, 0, 0), Ok(2));
+    nvm::attach(&mut d, 2, namespace_sel::ATTACH, &[0]).unwrap();
+    assert_eq!(get(&mut d, 2), Ok(0));
 }
 
 #[test]

@@ -6,11 +6,40 @@ mod driver;
 
 use std::cell::RefCell;
 
-use driver::{Rig, config};
-use p2plab_nvme::spec::command::PSDT_SGL;
+use driver::{NAMESPACE_SIZE, Rig, config, nvm};
+use p2plab_nvme::spec::command::{FUSE, PSDT_SGL, admin, io};
 use p2plab_nvme::spec::registers::offset;
+use p2plab_nvme::{NamespaceConfig, PmrConfig};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
+
+/// Opcodes that there are.
+const ADMIN: &[u8] = &[
+    admin::DELETE_IO_SQ,
+    admin::CREATE_IO_SQ,
+    admin::GET_LOG_PAGE,
+    admin::DELETE_IO_CQ,
+    admin::CREATE_IO_CQ,
+    admin::IDENTIFY,
+    admin::ABORT,
+    admin::SET_FEATURES,
+    admin::GET_FEATURES,
+    admin::ASYNC_EVENT_REQUEST,
+    admin::NAMESPACE_MANAGEMENT,
+    admin::NAMESPACE_ATTACHMENT,
+    admin::FORMAT_NVM,
+];
+const IO: &[u8] = &[
+    io::FLUSH,
+    io::WRITE,
+    io::READ,
+    io::WRITE_UNCORRECTABLE,
+    io::COMPARE,
+    io::WRITE_ZEROES,
+    io::DATASET_MANAGEMENT,
+    io::VERIFY,
+    io::COPY,
+];
 
 fn threads() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
@@ -28,7 +57,14 @@ fn threads() -> usize {
 #[test]
 fn nothing_that_a_host_does_is_the_end_of_a_controller() {
     let mut rig = Rig::new();
-    let mut d = rig.plug(config("a"));
+    let mut cfg = config("a");
+    cfg.pmr = Some(PmrConfig::memory(1 << 20));
+    // The host deletes and spoils the first namespace; the second is not for it to change.
+    cfg.namespaces.push(NamespaceConfig {
+        read_only: true,
+        ..NamespaceConfig::memory(1 << 20)
+    });
+    let mut d = rig.plug(cfg);
     let access = (0u64..0x2000, prop::collection::vec(any::<u8>(), 1..9));
     let accesses = prop::collection::vec(access, 0..40);
     let commands = prop::collection::vec((0usize..2, any::<[u8; 64]>(), any::<bool>()), 0..20);
@@ -46,13 +82,19 @@ fn nothing_that_a_host_does_is_the_end_of_a_controller() {
         d.enable_cmb();
         d.enable();
         d.create_queues(1, 64, None).unwrap();
+        // There is room for it only if an earlier case deleted it.
+        if nvm::create(&mut d, NAMESPACE_SIZE / 512, 0, 0) == Ok(1) {
+            nvm::attach(&mut d, 1, 0, &[0]).unwrap();
+        }
         for (queue, bytes, plausible) in commands {
             let mut command: p2plab_nvme::spec::command::Command =
                 zerocopy::FromBytes::read_from_bytes(&bytes[..]).unwrap();
             if plausible {
-                command.opcode &= 0xf;
-                // By PRPs, or by an SGL of one data block.
-                command.flags &= PSDT_SGL;
+                let opcodes = if queue == 0 { ADMIN } else { IO };
+                command.opcode = opcodes[usize::from(command.opcode) % opcodes.len()];
+                // By PRPs, or by an SGL of one data block; alone, or half of a fused operation.
+                command.flags &= PSDT_SGL | FUSE;
+                command.mptr = (command.mptr.get() & 0x3ff_fffc).into();
                 command.nsid = 1.into();
                 command.prp1 = (command.prp1.get() & 0x3ff_fffc).into();
                 command.prp2 = (command.prp2.get() & 0x3ff_f000).into();
@@ -75,7 +117,9 @@ fn nothing_that_a_host_does_is_the_end_of_a_controller() {
         d.enable();
         d.create_queues(1, 64, None).unwrap();
         let page = d.pages(1);
-        d.read(0, 8, page).unwrap();
+        let mut read = d.transfer(io::READ, 0, 8, page);
+        read.nsid = 2.into();
+        d.execute(1, read).unwrap();
         d.disable();
         Ok(())
     })

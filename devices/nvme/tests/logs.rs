@@ -4,12 +4,12 @@
 
 mod driver;
 
-use driver::{Rig, config, pattern, wait_until};
-use p2plab_nvme::NamespaceConfig;
+use driver::{Rig, config, nvm, pattern, wait_until};
 use p2plab_nvme::spec::command::{Command, NSID_ALL, admin, feature, io};
 use p2plab_nvme::spec::log::{Smart, TelemetryHeader, lid};
 use p2plab_nvme::spec::registers::{Cc, offset, shst};
 use p2plab_nvme::spec::status::Status;
+use p2plab_nvme::{NamespaceConfig, NvmeConfig};
 use p2plab_pcie::Endpoint;
 use zerocopy::FromBytes;
 
@@ -24,9 +24,23 @@ fn smart(d: &mut driver::Driver) -> Smart {
 /// An opcode is Invalid Command Opcode exactly where the page says that it is not supported.
 #[test]
 fn commands_supported_are_those_executed() {
-    let mut rig = Rig::new();
+    for shadow_doorbells in [false, true] {
+        executed_is_supported(with_doorbells(shadow_doorbells));
+    }
+}
+
+/// A controller that offers to keep doorbells in the host's memory, or does not.
+fn with_doorbells(shadow_doorbells: bool) -> NvmeConfig {
     let mut cfg = config("logs");
     cfg.namespaces = vec![NamespaceConfig::memory(1 << 20)];
+    if shadow_doorbells {
+        (cfg.cmb, cfg.shadow_doorbells) = (None, true);
+    }
+    cfg
+}
+
+fn executed_is_supported(cfg: NvmeConfig) {
+    let mut rig = Rig::new();
     let mut d = rig.plug(cfg);
     d.enable();
     d.create_queues(1, 64, None).unwrap();
@@ -52,8 +66,14 @@ fn commands_supported_are_those_executed() {
 /// What Identify claims is supported, and what is supported is claimed.
 #[test]
 fn identify_and_the_pages_agree() {
+    for shadow_doorbells in [false, true] {
+        claims_agree(with_doorbells(shadow_doorbells), shadow_doorbells);
+    }
+}
+
+fn claims_agree(cfg: NvmeConfig, shadow_doorbells: bool) {
     let mut rig = Rig::new();
-    let mut d = rig.plug(config("logs"));
+    let mut d = rig.plug(cfg);
     d.enable();
     let id = d.identify_controller();
     let word = |at: usize| u16::from_le_bytes([id[at], id[at + 1]]);
@@ -81,6 +101,7 @@ fn identify_and_the_pages_agree() {
         (8, &[0x7c]),
     ];
     claims(word(256), oacs, &commands, 0);
+    assert_eq!(word(256) >> 8 & 1, u16::from(shadow_doorbells));
     // ONCS: compare, write uncorrectable, dataset management, write zeroes, reservations, verify, copy.
     let oncs: &[(u32, &[u8])] = &[
         (0, &[0x05]),
@@ -114,6 +135,25 @@ fn identify_and_the_pages_agree() {
     claims(id[261].into(), lpa, &pages, 0);
     // OAES bit 8.
     claims(word(92), &[(8, &[0x04])], &pages, 0);
+}
+
+/// What becomes of a namespace is an event, and on the list of those that changed.
+#[test]
+fn changed_namespaces_are_told() {
+    let mut rig = Rig::new();
+    let mut d = rig.plug(with_doorbells(false));
+    d.enable();
+    d.set_feature(feature::ASYNC_EVENT_CONFIG, 1 << 8).unwrap();
+    let mut told = |change: &mut dyn FnMut(&mut driver::Driver)| {
+        let first = d.request_event();
+        change(&mut d);
+        assert_eq!(d.event(first), 0x0004_0002);
+        let page = d.log_page(lid::CHANGED_NAMESPACES, 4096);
+        assert_eq!(dword(&page, 1), 0);
+        dword(&page, 0)
+    };
+    assert_eq!(told(&mut |d| assert_eq!(nvm::format(d, 1, 1), Ok(0))), 1);
+    assert_eq!(told(&mut |d| assert_eq!(nvm::delete(d, 1), Ok(0))), 1);
 }
 
 #[test]

@@ -9,11 +9,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use driver::{Driver, NAMESPACE_SIZE, Rig, config, pattern, wait_until};
-use p2plab_nvme::spec::command::{Command, NSID_ALL, SanitizeCdw10, admin, feature, io};
+use driver::{Driver, NAMESPACE_SIZE, Rig, config, nvm, pattern, wait_until};
+use p2plab_nvme::spec::command::{
+    Command, NSID_ALL, ReadWriteCdw12, SanitizeCdw10, admin, feature, io,
+};
 use p2plab_nvme::spec::log::{SanitizeStatus, lid};
+use p2plab_nvme::spec::registers::offset;
 use p2plab_nvme::spec::status::Status;
-use p2plab_nvme::{Backing, NamespaceConfig};
+use p2plab_nvme::{Backing, NamespaceConfig, PmrConfig};
 use p2plab_pcie::{
     BarBacking, BarDeclaration, CpuAccess, Declaration, Endpoint, Identity, Port, ResetKind,
 };
@@ -193,6 +196,91 @@ fn little_is_allowed_meanwhile() {
     assert_eq!(d.read(0, 1, buffer), Ok(0));
 }
 
+/// The first of two fused commands is as much of an I/O command as any.
+#[test]
+fn fused_commands_do_not_pass_either() {
+    let mut rig = Rig::new();
+    let mut d = disk(&mut rig);
+    let buffer = d.pages(1);
+    d.controller.hold_background(true);
+    sanitize(&mut d, action(BLOCK_ERASE)).unwrap();
+    let [compare, write] = [io::COMPARE, io::WRITE].map(|opcode| d.transfer(opcode, 0, 1, buffer));
+    let results = nvm::fused(&mut d, 1, compare, write);
+    let expected = [Status::SANITIZE_IN_PROGRESS, Status::FAILED_FUSED_COMMAND];
+    assert_eq!(results, expected.map(nvm::code));
+    d.controller.hold_background(false);
+    wait(&mut d);
+    d.store(buffer, &[0; 512]);
+    let results = nvm::fused(&mut d, 1, compare, write);
+    assert_eq!(results, [Status::SUCCESS; 2]);
+}
+
+/// Namespaces that are not attached, metadata, what is behind the last block, the PMR: another day they are read.
+#[test]
+fn what_no_command_reaches_now_is_erased_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let [disk, metadata, pmr] = ["disk", "disk.meta", "pmr"].map(|name| dir.path().join(name));
+    let mut rig = Rig::new();
+    let mut cfg = config("sanitize");
+    cfg.unallocated = 1 << 20;
+    cfg.namespaces = vec![
+        NamespaceConfig {
+            backing: Backing::File {
+                path: disk.clone(),
+                size: Some(9 << 9),
+                create: true,
+            },
+            ..NamespaceConfig::memory(0)
+        },
+        NamespaceConfig {
+            backing: Backing::Null { size: 1 << 30 },
+            ..NamespaceConfig::memory(0)
+        },
+    ];
+    cfg.pmr = Some(PmrConfig::file(&pmr, 2 << 20).create());
+    let mut d = rig.plug(cfg);
+    d.enable();
+    d.create_queues(1, 64, None).unwrap();
+    // Blocks of 4 KiB with metadata, of which there is one.
+    nvm::format(&mut d, 1, 3).unwrap();
+    assert_eq!(nvm::create(&mut d, 64, 0, 0), Ok(3));
+    let detached = d.controller.namespace_file(3).unwrap();
+    for cdw10 in [action(BLOCK_ERASE), action(OVERWRITE).with_owpass(1)] {
+        std::fs::write(&disk, [7; 9 << 9]).unwrap();
+        std::fs::write(&metadata, [7; 8]).unwrap();
+        std::fs::write(&pmr, vec![7; 2 << 20]).unwrap();
+        detached.write_all_at(&[7; 64 << 9], 0).unwrap();
+        d.write32(offset::PMRCTL, 1);
+        let refused = fails(Status::SANITIZE_PROHIBITED_BY_PMR);
+        assert_eq!(sanitize(&mut d, cdw10), refused);
+        d.write32(offset::PMRCTL, 0);
+        sanitize(&mut d, cdw10).unwrap();
+        assert_eq!(wait(&mut d).sstat.get() & 7, COMPLETED);
+        assert_eq!(std::fs::read(&disk).unwrap(), [0; 9 << 9]);
+        assert_eq!(std::fs::read(&metadata).unwrap(), [0; 8]);
+        assert!(std::fs::read(&pmr).unwrap() == vec![0; 2 << 20]);
+        let mut data = [1; 64 << 9];
+        detached.read_exact_at(&mut data, 0).unwrap();
+        assert_eq!(data, [0; 64 << 9]);
+    }
+}
+
+/// A loss of power begins an operation anew.
+#[test]
+fn a_power_cut_does_not_end_it() {
+    let mut rig = Rig::new();
+    let mut d = disk(&mut rig);
+    d.controller.hold_background(true);
+    sanitize(&mut d, action(OVERWRITE).with_owpass(2)).unwrap();
+    d.controller.power_cut();
+    d.enable();
+    assert_eq!(status(&mut d).sstat.get(), IN_PROGRESS);
+    d.controller.hold_background(false);
+    let done = COMPLETED | 2 << 3 | GLOBAL_DATA_ERASED;
+    assert_eq!(wait(&mut d).sstat.get(), done);
+    assert!(is_zero(&d));
+}
+
 #[test]
 fn a_self_test_gives_way() {
     let mut rig = Rig::new();
@@ -358,7 +446,9 @@ fn no_write_slips_through() {
         .unwrap();
     peer.config_write(4, &0x6u16.to_le_bytes()).unwrap();
 
-    let command = d.transfer(io::WRITE, 0, 1, 0xe000_0000);
+    let mut command = d.transfer(io::WRITE, 0, 1, 0xe000_0000);
+    // With FUA it is the worker's: this thread goes on.
+    command.cdw12 = ReadWriteCdw12::new().with_fua(true).into_bits().into();
     d.submit(1, command);
     wait_until("the write's read", || {
         slow.asked.load(Ordering::SeqCst).then_some(())

@@ -6,7 +6,7 @@ mod driver;
 
 use std::os::unix::fs::FileExt;
 
-use driver::{Driver, Rig, config, wait_until};
+use driver::{Driver, Rig, config, nvm, wait_until};
 use p2plab_nvme::spec::command::{NSID_ALL, admin, feature};
 use p2plab_nvme::spec::log::{SelfTestResult, lid, self_test_result as result};
 use p2plab_nvme::spec::status::Status;
@@ -64,7 +64,8 @@ fn tests_read_and_leave_their_results() {
     let results = page(&mut d).2;
     assert!(results.iter().all(|r| r.status == 0x10), "{results:?}");
     for (nsid, code, status) in [
-        (3, SHORT, Status::INVALID_NAMESPACE),
+        (3, SHORT, Status::INVALID_FIELD),
+        (257, SHORT, Status::INVALID_NAMESPACE),
         (1, 0, Status::INVALID_FIELD),
         (1, 3, Status::INVALID_FIELD),
         (1, 0xe, Status::INVALID_FIELD),
@@ -122,6 +123,30 @@ fn resets_end_the_short_test_alone() {
     assert_eq!(page(&mut d).0, 2);
     d.controller.hold_background(false);
     assert_eq!(wait(&mut d).status, 0x20);
+}
+
+/// Who formats or deletes a namespace does not wait for its test.
+#[test]
+fn a_test_gives_way_to_namespace_management() {
+    let mut rig = Rig::new();
+    let mut cfg = config("test");
+    cfg.namespaces.push(NamespaceConfig::memory(1 << 20));
+    let mut d = rig.plug(cfg);
+    d.enable();
+    d.controller.hold_background(true);
+    start(&mut d, 1, EXTENDED).unwrap();
+    nvm::format(&mut d, 2, 1).unwrap();
+    assert_eq!(page(&mut d).0, 2, "another namespace's");
+    nvm::format(&mut d, 1, 1).unwrap();
+    assert_eq!(wait(&mut d).status, 0x20 | result::ABORTED_BY_FORMAT);
+    start(&mut d, NSID_ALL, EXTENDED).unwrap();
+    nvm::format(&mut d, NSID_ALL, 0).unwrap();
+    assert_eq!(wait(&mut d).status, 0x20 | result::ABORTED_BY_FORMAT);
+    start(&mut d, 2, EXTENDED).unwrap();
+    nvm::delete(&mut d, 2).unwrap();
+    d.controller.hold_background(false);
+    let removed = 0x20 | result::ABORTED_BY_NAMESPACE_REMOVAL;
+    assert_eq!(wait(&mut d).status, removed);
 }
 
 /// A file that lost its end fails both tests, with namespace and block, an event, and telemetry.

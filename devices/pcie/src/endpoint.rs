@@ -122,6 +122,13 @@ pub trait Endpoint: Send + Sync {
     /// A write to a register BAR, under the same conditions as [`bar_read`](Endpoint::bar_read).
     fn bar_write(&self, bar: u8, offset: u64, data: &[u8]);
 
+    /// A write of the guest's CPU to a register BAR; peers' come to [`bar_write`](Endpoint::bar_write). Nobody waits
+    /// for it but the CPU's next access, so the device may do what the write asks for at once, DMA included, on the
+    /// transport's thread: some ten microseconds of work that would cost as much again to hand over.
+    fn cpu_write(&self, bar: u8, offset: u64, data: &[u8]) {
+        self.bar_write(bar, offset, data);
+    }
+
     /// Reset the device's own state. Returns when no DMA of the time before is in flight. Config space is
     /// reset by the caller, afterwards.
     fn reset(&self, kind: ResetKind);

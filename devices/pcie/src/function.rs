@@ -35,6 +35,12 @@ pub enum MapError {
     /// Too many mappings.
     #[error("too many mappings")]
     TooMany,
+    /// The file could lose its pages while they are mapped.
+    #[error(
+        "the file is no memfd of ordinary pages that is, or can be, sealed against shrinking (QEMU's \
+         memory-backend-memfd makes one)"
+    )]
+    NotSealed,
     /// Nothing is mapped there.
     #[error("nothing is mapped there")]
     NotMapped,
@@ -68,6 +74,13 @@ pub(crate) trait FunctionLink: Send + Sync {
     /// That many MSI-X messages that had been pending were sent, each a Memory Write of four bytes. Messages
     /// that are sent at once are counted by whoever calls [`Function::send_msix`].
     fn count_delayed_msix(&self, messages: usize);
+}
+
+/// Whose write it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writer {
+    Cpu,
+    Peer,
 }
 
 /// The INTx pin, and the eventfd that carries its level to the transport.
@@ -113,6 +126,8 @@ pub struct Function {
     /// the endpoint and the fabric are called with `transition` at most.
     transition: Mutex<()>,
     config: Mutex<ConfigSpace>,
+    /// Held for reading while a peer's access to registers is checked and done.
+    peers: RwLock<()>,
     msix: Option<Msix>,
     intx: Mutex<Intx>,
     connected: AtomicBool,
@@ -142,6 +157,7 @@ impl Function {
             link,
             transition: Mutex::default(),
             config: Mutex::new(config),
+            peers: RwLock::default(),
             msix: declaration.msix.map(Msix::new),
             intx: Mutex::default(),
             connected: AtomicBool::new(false),
@@ -246,7 +262,7 @@ impl Function {
         let address = bus_address(&state, bar, offset);
         if state.decodes() {
             self.link.count_cpu_write(address, data.len());
-            self.serve_write(declared, offset, data);
+            self.serve_write(declared, offset, data, Writer::Cpu);
         } else {
             self.refuse(true, address, data.len());
         }
@@ -256,6 +272,7 @@ impl Function {
     /// A peer, whose request the fabric has routed here and counts, reads a BAR. All ones where the range
     /// leaves it, or decoding has been switched off since.
     pub(crate) fn peer_read(&self, bar: u8, offset: u64, data: &mut [u8]) {
+        let _access = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         match self
             .bar(bar)
             .filter(|bar| check_range(bar.size, offset, data.len()).is_ok())
@@ -269,12 +286,13 @@ impl Function {
     /// A peer, whose request the fabric has routed here and counts, writes to a BAR. Dropped where the range
     /// leaves it, or decoding has been switched off since.
     pub(crate) fn peer_write(&self, bar: u8, offset: u64, data: &[u8]) {
+        let _access = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(bar) = self
             .bar(bar)
             .filter(|b| check_range(b.size, offset, data.len()).is_ok())
             .filter(|_| self.decode_state().decodes() && !self.is_detached())
         {
-            self.serve_write(bar, offset, data);
+            self.serve_write(bar, offset, data, Writer::Peer);
         }
     }
 
@@ -450,6 +468,7 @@ impl Function {
 
     /// The caller holds `transition`.
     fn reset_in_transition(&self, kind: ResetKind) {
+        self.stop_decoding();
         if !self.is_detached() {
             self.endpoint.reset(kind);
         }
@@ -459,6 +478,20 @@ impl Function {
             msix.reset();
         }
         self.publish();
+    }
+
+    /// From here to the next [`publish`](Self::publish) no access of a peer's arrives: one that was routed before
+    /// must not write into registers that a reset has just cleared. The caller holds `transition`.
+    fn stop_decoding(&self) {
+        let mut state = lock(&self.config).decode_state();
+        state.link_up = self.connected.load(Ordering::Acquire);
+        state.memory_space_enabled = false;
+        *self.decode.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
+        if !self.is_detached() {
+            self.link.decode_changed(&state);
+        }
+        // Waits for those under way, and lets go: two functions that are reset at once may be each other's peers.
+        drop(self.peers.write().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Lets what config space says take effect. The caller holds `transition`.
@@ -521,7 +554,7 @@ impl Function {
     }
 
     /// The range lies inside the BAR.
-    fn serve_write(&self, bar: &BarDeclaration, offset: u64, data: &[u8]) {
+    fn serve_write(&self, bar: &BarDeclaration, offset: u64, data: &[u8], writer: Writer) {
         let (mut offset, mut rest) = (offset, data);
         while !rest.is_empty() {
             let (structure, length) = self.locate(bar.index, offset, rest.len());
@@ -532,10 +565,13 @@ impl Function {
                 }
                 // The Pending Bit Array is read-only.
                 (Structure::Pba(_), _, _) => {}
-                (_, _, BarBacking::Registers) => self.endpoint.bar_write(bar.index, offset, run),
+                (_, _, BarBacking::Registers) => match writer {
+                    Writer::Cpu => self.endpoint.cpu_write(bar.index, offset, run),
+                    Writer::Peer => self.endpoint.bar_write(bar.index, offset, run),
+                },
                 (_, _, BarBacking::Memory(memory)) => {
                     if !memory.write(offset, run) {
-                        tracing::warn!(function = self.name, offset, "a write leaves the memory");
+                        tracing::debug!(function = self.name, offset, "a write to closed memory");
                     }
                 }
             }

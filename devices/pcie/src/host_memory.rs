@@ -4,9 +4,10 @@
 //! queues are live). DMA holds the table for reading while it touches memory, and an unmap takes it for
 //! writing: when that returns, nothing touches the range any more, and no pointer to it is kept anywhere.
 //!
-//! A file that its owner makes shorter takes mapped pages away, and touching them kills the process (SIGBUS).
-//! A memfd that allows it is therefore sealed against shrinking when it is mapped; QEMU's come sealed. For any
-//! other file (one in /dev/shm, say) the client is trusted: it runs as the lab's own user.
+//! A file that its owner makes shorter takes mapped pages away, and touching them kills the process (SIGBUS); so
+//! does a page that huge page memory lacks when it is touched, and a file system in user space can make a touch wait
+//! for ever. Only memory that can do none of this is mapped: a memfd of ordinary pages, sealed against shrinking. It is
+//! sealed here where it is not yet; QEMU's memory-backend-memfd comes sealed.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,8 +19,13 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 use crate::function::{Access, MapError};
 
-/// Bound on the mappings of one endpoint; QEMU makes some tens of them.
-pub(crate) const MAX_MAPPINGS: usize = 4096;
+/// Bound on the mappings of one endpoint; QEMU makes some tens of them. The process's own bound, 65530 by default
+/// (vm.max_map_count), is for all endpoints together.
+pub(crate) const MAX_MAPPINGS: usize = 1024;
+/// Bound on the open files behind them; QEMU has one for each memory backend.
+const MAX_FILES: usize = 64;
+/// Bound on the bytes mapped: a client must not use up the process's addresses.
+const MAX_BYTES: u64 = 2 << 40;
 
 /// The host memory of one endpoint.
 #[derive(Debug, Default)]
@@ -115,11 +121,26 @@ impl HostTable {
     /// most of them of one file; kept apart they would use up the process's descriptors.
     fn known_file(&self, fd: &OwnedFd) -> Option<Arc<File>> {
         let wanted = identity(fd)?;
-        let files = self.mappings.iter().filter_map(|m| m.memory.as_ref());
-        files
-            .filter_map(|(region, _)| region.file_offset())
-            .find(|file| identity(file.file()) == Some(wanted))
-            .map(|file| file.arc().clone())
+        self.files()
+            .find(|file| identity(file) == Some(wanted))
+            .cloned()
+    }
+
+    /// The open files, each as often as it is mapped.
+    fn files(&self) -> impl Iterator<Item = &Arc<File>> {
+        let regions = self.mappings.iter().filter_map(|m| m.memory.as_ref());
+        regions.filter_map(|(region, _)| region.file_offset().map(FileOffset::arc))
+    }
+
+    /// Whether a mapping of `length` bytes of `file` exceeds what one endpoint may take.
+    fn is_too_much(&self, file: &Arc<File>, length: u64) -> bool {
+        let mut files: Vec<_> = self.files().map(Arc::as_ptr).collect();
+        files.push(Arc::as_ptr(file));
+        files.sort_unstable();
+        files.dedup();
+        let mapped = self.mappings.iter().filter(|m| m.memory.is_some());
+        let bytes = mapped.fold(length, |sum, m| sum.saturating_add(m.length));
+        files.len() > MAX_FILES || bytes > MAX_BYTES
     }
 
     /// Removes `[start, end)`; returns whether any of it was mapped.
@@ -179,6 +200,9 @@ impl HostMemory {
             Some(fd) => {
                 let known = self.read().known_file(&fd);
                 let file = known.unwrap_or_else(|| Arc::new(File::from(fd)));
+                if self.read().is_too_much(&file, length) {
+                    return Err(MapError::TooMany);
+                }
                 let region = map_file(file, file_offset, length, access)?;
                 Some((Arc::new(region), 0))
             }
@@ -249,8 +273,15 @@ fn map_file(
     length: u64,
     access: Access,
 ) -> Result<MmapRegion, MapError> {
-    // Before its size is looked at. What cannot be sealed is not a memfd, or was sealed by its owner.
+    // Before its size is looked at. What cannot be sealed was sealed by its owner, or is told apart below.
     let _ = rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK);
+    let sealed =
+        rustix::fs::fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
+    // Huge pages, which also take seals, are another file system (linux/magic.h).
+    let ordinary = rustix::fs::fstatfs(&file).is_ok_and(|stat| stat.f_type == libc::TMPFS_MAGIC);
+    if !sealed || !ordinary {
+        return Err(MapError::NotSealed);
+    }
     let size = rustix::fs::fstat(&file)
         .map_err(|e| MapError::Os(e.into()))?
         .st_size;
@@ -286,7 +317,7 @@ mod tests {
     };
 
     fn memfd(size: u64) -> OwnedFd {
-        let fd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let fd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
         rustix::fs::ftruncate(&fd, size).unwrap();
         fd
     }
@@ -381,6 +412,39 @@ mod tests {
             .unwrap();
         assert!(rustix::fs::ftruncate(&fd, 0).is_err());
         assert_eq!(found(&host, 0, true), Some(0x2000));
+    }
+
+    /// What could take its pages away, or never give them, is not mapped.
+    #[test]
+    fn only_sealed_memfds_are_mapped() {
+        use rustix::fs::MemfdFlags;
+        let host = HostMemory::new();
+        let unsealable = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+        let on_disk = tempfile::tempfile().unwrap();
+        for fd in [unsealable, on_disk.into()] {
+            rustix::fs::ftruncate(&fd, 0x1000).unwrap();
+            let refused = host.map(0, 0x1000, RW, Some(fd), 0);
+            assert!(matches!(refused, Err(MapError::NotSealed)), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn files_and_bytes_are_bounded() {
+        let host = HostMemory::new();
+        let page = 0x1000;
+        for number in 0..MAX_FILES as u64 {
+            host.map(number * page, page, RW, Some(memfd(page)), 0)
+                .unwrap();
+        }
+        let at = 1 << 30;
+        let one_more = host.map(at, page, RW, Some(memfd(page)), 0);
+        assert!(matches!(one_more, Err(MapError::TooMany)), "{one_more:?}");
+        host.unmap_all();
+        let huge = memfd(MAX_BYTES + page);
+        let map =
+            |address, length| host.map(address, length, RW, Some(huge.try_clone().unwrap()), 0);
+        map(0, MAX_BYTES).unwrap();
+        assert!(matches!(map(MAX_BYTES, page), Err(MapError::TooMany)));
     }
 
     #[test]

@@ -2,19 +2,29 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 use crate::file_io;
 
 /// The memory of a BAR: a memfd, or a file that outlives the lab, mapped shared.
+///
+/// It can be closed: then it answers nobody. A peer's request gets Unsupported Request, the CPU reads all ones and
+/// its writes are dropped. What a transport has mapped into a guest stays mapped.
 #[derive(Debug)]
 pub struct BarMemory {
     region: MmapRegion,
     file: File,
+    /// [`OPEN`], [`CLOSED`], or nanoseconds after `made` from which on it is open.
+    gate: AtomicU64,
+    made: Instant,
 }
+
+const OPEN: u64 = 0;
+const CLOSED: u64 = u64::MAX;
 
 impl BarMemory {
     /// Volatile memory of `size` bytes, zeroed (a memfd, sealed against shrinking).
@@ -43,7 +53,54 @@ impl BarMemory {
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "size exceeds memory"))?;
         let region = MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), length)
             .map_err(io::Error::other)?;
-        Ok(Self { region, file })
+        Ok(Self {
+            region,
+            file,
+            gate: AtomicU64::new(OPEN),
+            made: Instant::now(),
+        })
+    }
+
+    /// Answers nobody from now on. A DMA that began before may still be under way: see
+    /// [`Port::settle`](crate::Port::settle).
+    pub fn close(&self) {
+        self.gate.store(CLOSED, Ordering::SeqCst);
+    }
+
+    /// Answers again, when `delay` has passed. Nobody needs to wait for that moment.
+    pub fn open_after(&self, delay: Duration) {
+        let at = match u64::try_from(self.made.elapsed().saturating_add(delay).as_nanos()) {
+            _ if delay.is_zero() => OPEN,
+            Ok(at) => at.clamp(OPEN + 1, CLOSED - 1),
+            Err(_) => CLOSED - 1,
+        };
+        self.gate.store(at, Ordering::SeqCst);
+    }
+
+    /// Whether it answers.
+    pub fn is_open(&self) -> bool {
+        match self.gate.load(Ordering::Acquire) {
+            OPEN => true,
+            CLOSED => false,
+            at => {
+                let passed = self.made.elapsed().as_nanos() >= u128::from(at);
+                if passed {
+                    // It may have been closed meanwhile, and then stays so.
+                    let order = (Ordering::SeqCst, Ordering::Relaxed);
+                    let _ = self.gate.compare_exchange(at, OPEN, order.0, order.1);
+                }
+                passed
+            }
+        }
+    }
+
+    /// Makes volatile memory read as zeros, as after a loss of power.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn clear(&self) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.file, flags, 0, self.size())?)
     }
 
     /// Size in bytes.
@@ -51,7 +108,7 @@ impl BarMemory {
         self.region.size() as u64
     }
 
-    /// The memory at `ranges` of (offset, length), in order; `None` where one leaves the memory.
+    /// The memory at `ranges` of (offset, length), in order; `None` where one leaves the memory, or it is closed.
     pub fn buffers(&self, ranges: &[(u64, u64)]) -> Option<DmaBuffers<'_>> {
         let mut buffers = DmaBuffers::default();
         for &(offset, length) in ranges {
@@ -61,19 +118,23 @@ impl BarMemory {
     }
 
     pub(crate) fn slice(&self, offset: u64, length: u64) -> Option<VolatileSlice<'_>> {
+        if !self.is_open() {
+            return None;
+        }
         let offset = usize::try_from(offset).ok()?;
         let length = usize::try_from(length).ok()?;
         self.region.get_slice(offset, length).ok()
     }
 
-    /// Copies from `offset` into `data`; `false`, and nothing copied, where the range leaves the memory.
+    /// Copies from `offset` into `data`; `false`, and nothing copied, where the range leaves the memory or it is
+    /// closed.
     #[must_use]
     pub fn read(&self, offset: u64, data: &mut [u8]) -> bool {
         self.slice(offset, data.len() as u64)
             .is_some_and(|slice| slice.read_slice(data, 0).is_ok())
     }
 
-    /// Copies `data` to `offset`; `false`, and nothing copied, where the range leaves the memory.
+    /// Copies `data` to `offset`; `false`, and nothing copied, where the range leaves the memory or it is closed.
     #[must_use]
     pub fn write(&self, offset: u64, data: &[u8]) -> bool {
         self.slice(offset, data.len() as u64)
@@ -151,7 +212,15 @@ impl<'a> DmaBuffers<'a> {
             };
             copy_in(slice, 0, &now[..body])?;
             fence(Ordering::Release);
-            copy_in(slice, body, &now[body..])?;
+            // In one store where it is aligned: no reader sees a phase bit without the status beside it.
+            let word = now.get(body..).and_then(|tail| tail.try_into().ok());
+            let stored = word.is_some_and(|word| {
+                let word = u64::from_ne_bytes(word);
+                slice.store(word, body, Ordering::Release).is_ok()
+            });
+            if !stored {
+                copy_in(slice, body, &now[body..])?;
+            }
             rest = later;
         }
         Ok(())
@@ -229,6 +298,31 @@ mod tests {
         assert!(!memory.write(8189, &[1, 2, 3, 4]));
         assert!(!memory.read(u64::MAX, &mut [0]));
         assert!(memory.buffers(&[(0, 8192), (8191, 2)]).is_none());
+    }
+
+    #[test]
+    fn closed_memory_answers_nobody() {
+        let memory = BarMemory::anonymous("test", 4096).unwrap();
+        assert!(memory.write(0, &[1]));
+        memory.close();
+        assert!(!memory.write(0, &[2]) && !memory.read(0, &mut [0]));
+        assert!(memory.buffers(&[(0, 1)]).is_none());
+        memory.open_after(Duration::from_secs(3600));
+        assert!(!memory.is_open());
+        memory.open_after(Duration::from_millis(5));
+        while !memory.is_open() {
+            std::thread::yield_now();
+        }
+        let mut byte = [0];
+        assert!(memory.read(0, &mut byte));
+        assert_eq!(byte, [1]);
+        memory.clear().unwrap();
+        assert!(memory.read(0, &mut byte));
+        assert_eq!(byte, [0]);
+        memory.open_after(Duration::MAX);
+        assert!(!memory.is_open());
+        memory.open_after(Duration::ZERO);
+        assert!(memory.is_open());
     }
 
     #[test]

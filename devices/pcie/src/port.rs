@@ -224,6 +224,15 @@ impl Port {
         }
     }
 
+    /// Returns when every DMA of the fabric that is under way now has ended: an endpoint that has closed its memory
+    /// learns so that no peer is in it any more. Not to be called from [`Endpoint::bar_write`](crate::Endpoint) or
+    /// within a DMA.
+    pub fn settle(&self) {
+        if let Ok(core) = self.core() {
+            drop(core.routes_mut());
+        }
+    }
+
     fn core(&self) -> Result<Arc<Core>, DmaError> {
         self.inner.core.upgrade().ok_or(DmaError::LinkDown)
     }

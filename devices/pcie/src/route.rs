@@ -186,3 +186,68 @@ pub(crate) struct BarRoute {
 
 /// A function's memory BARs.
 pub(crate) type Bars = Vec<BarRoute>;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{OnceLock, Weak};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::host_memory::HostMemory;
+
+    fn owner() -> Arc<PortInner> {
+        Arc::new(PortInner {
+            name: String::new(),
+            endpoint: 0,
+            slot: 0,
+            core: Weak::new(),
+            host: Arc::new(HostMemory::new()),
+            function: OnceLock::new(),
+        })
+    }
+
+    proptest! {
+        /// However BARs overlap, the table answers at every address what a look at all of them does: one that is
+        /// switched on before one that is not, then the one that starts last.
+        #[test]
+        fn lookup_equals_a_look_at_every_bar(
+            bars in prop::collection::vec((0u64..64, 1u64..24, any::<bool>()), 0..12),
+        ) {
+            let owner = owner();
+            let mut table = RouteTable::default();
+            let decoders = bars.iter().enumerate().map(|(endpoint, (start, length, enabled))| Decoder {
+                start: *start,
+                length: *length,
+                endpoint,
+                owner: owner.clone(),
+                bar: 0,
+                enabled: *enabled,
+                memory: None,
+            });
+            table.decoders.extend(decoders);
+            table.arrange();
+            for address in 0..100 {
+                let covering = bars.iter().enumerate().filter(|(_, (start, length, _))| {
+                    (*start..start + length).contains(&address)
+                });
+                let best = covering.map(|(_, (start, _, enabled))| (*enabled, *start)).max();
+                let found = table.lookup(address);
+                prop_assert_eq!(found.map(|(d, _)| (d.enabled, d.start)), best);
+                if let Some((decoder, answers)) = found {
+                    // As far as it says, and no further: one answers up to its end or to another that goes before.
+                    for inside in address..address + answers {
+                        let (d, left) = table.lookup(inside).unwrap();
+                        prop_assert_eq!((d.endpoint, left), (decoder.endpoint, address + answers - inside));
+                    }
+                    let behind = table.lookup(address + answers);
+                    prop_assert!(behind.is_none_or(|(d, _)| d.endpoint != decoder.endpoint));
+                } else {
+                    let next = table.next_start(address);
+                    let nearest = (address + 1..100).find(|a| table.lookup(*a).is_some());
+                    prop_assert_eq!(next, nearest);
+                }
+            }
+        }
+    }
+}

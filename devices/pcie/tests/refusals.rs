@@ -3,7 +3,11 @@
 
 mod toy;
 
-use p2plab_pcie::{DmaRange, Function, TlpKind};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use p2plab_pcie::{DmaBuffers, DmaRange, Function, TlpKind};
 use toy::{HOST, MIB, command, one_switch, plug};
 
 const STATUS: u64 = 6;
@@ -40,6 +44,49 @@ fn both_ends_of_a_refused_peer_request_log_it() {
     b.function.config_read(0x11c, &mut log).unwrap();
     assert_eq!(log[..4], 0x6000_0001u32.to_le_bytes());
     assert_eq!(log[8..12], ((b.memory >> 32) as u32).to_le_bytes());
+}
+
+/// Closed memory: Unsupported Request for a peer, all ones for the CPU; who has closed it can wait for those who
+/// are still in it.
+#[test]
+fn closed_memory_refuses_and_settles() {
+    let fabric = one_switch(2);
+    let a = plug(&fabric, "sw.0", "a", 0);
+    let b = plug(&fabric, "sw.1", "b", 1);
+    let range = DmaRange {
+        address: b.memory,
+        length: 4,
+    };
+    let (inside, leave) = (Barrier::new(2), Barrier::new(2));
+    let settled = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let source = |buffers: &DmaBuffers<'_>| {
+                inside.wait();
+                leave.wait();
+                assert!(!settled.load(Ordering::SeqCst));
+                buffers.fill_from_slice(&[7; 4])
+            };
+            a.toy.port().write_ranges(&[range], source).unwrap();
+        });
+        inside.wait();
+        b.toy.memory.close();
+        scope.spawn(|| {
+            b.toy.port().settle();
+            settled.store(true, Ordering::SeqCst);
+        });
+        leave.wait();
+    });
+    assert!(settled.load(Ordering::SeqCst));
+    a.toy.port().write(b.memory, &[1; 4]).unwrap_err();
+    a.toy.port().read(b.memory, &mut [0; 4]).unwrap_err();
+    let mut data = [0; 4];
+    b.function.bar_write(2, 0, &[1; 4]).unwrap();
+    b.function.bar_read(2, 0, &mut data).unwrap();
+    assert_eq!(data, [0xff; 4]);
+    b.toy.memory.open_after(Duration::ZERO);
+    b.function.bar_read(2, 0, &mut data).unwrap();
+    assert_eq!(data, [7; 4], "the write that was under way, and no other");
 }
 
 /// An error is traffic, too: the request crossed every port on its way.

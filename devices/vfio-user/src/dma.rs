@@ -21,6 +21,7 @@ pub(crate) fn map(target: &dyn Target, payload: &[u8], fds: Vec<OwnedFd>) -> Res
     if flags.bits() & !DmaMapFlags::READ_WRITE.bits() != 0 {
         return Err(Errno::INVAL);
     }
+    check_pages(request.address, request.size)?;
     let mut fds = fds.into_iter();
     let file = fds.next();
     if fds.next().is_some() {
@@ -54,6 +55,7 @@ pub(crate) fn unmap(target: &dyn Target, payload: &[u8], outbox: &mut Outbox) ->
         flags = request.flags,
         "DMA_UNMAP"
     );
+    check_pages(request.address, request.size)?;
     match request.flags {
         0 => target
             .unmap_host_memory(request.address, request.size)
@@ -67,10 +69,20 @@ pub(crate) fn unmap(target: &dyn Target, payload: &[u8], outbox: &mut Outbox) ->
     Ok(())
 }
 
+/// The page size that was announced (capability `pgsizes`). Smaller mappings would let a client make a page of many
+/// parts, and a transfer of as many more.
+fn check_pages(address: u64, size: u64) -> Result<(), Errno> {
+    if address.is_multiple_of(wire::PAGE_SIZE) && size.is_multiple_of(wire::PAGE_SIZE) {
+        Ok(())
+    } else {
+        Err(Errno::INVAL)
+    }
+}
+
 fn refused(target: &dyn Target, error: &MapError) -> Errno {
     tracing::warn!(function = target.name(), %error, "host memory was refused");
     match error {
-        MapError::BadRange | MapError::FileTooShort => Errno::INVAL,
+        MapError::BadRange | MapError::FileTooShort | MapError::NotSealed => Errno::INVAL,
         MapError::Overlap => Errno::EXIST,
         MapError::TooMany => Errno::NOSPC,
         MapError::NotMapped => Errno::NOENT,

@@ -42,10 +42,10 @@
 //! # Whom it trusts
 //!
 //! A client may send anything, at any pace, or nothing: it can end its own connection, keep its own device
-//! from others as long as it is connected, and no more. Two things are out of reach: a file that is no memfd
-//! and that the client makes shorter while it is mapped kills this process (SIGBUS), and an eventfd that the
-//! client makes blocking again and never reads stops its device. So only the lab's own user should connect;
-//! that holds for abstract and unlinked sockets, and for a path in a folder of that user's.
+//! from others as long as it is connected, and no more. Its memory must be memfds of ordinary pages, sealed against
+//! shrinking, so that it cannot take away what is mapped. One thing is out of reach: an eventfd that the client makes
+//! blocking again and never reads stops its device. So only the lab's own user should connect; that holds for abstract
+//! and unlinked sockets, and for a path in a folder of that user's.
 //!
 //! # What QEMU does (seen with 11.1.3, where nothing else is said)
 //!

@@ -356,8 +356,13 @@ mod tests {
         assert!(!is_shortage(&error(Errno::INVAL)));
         let status = Status::default();
         status.lock().stopping = true;
-        let begun = Instant::now();
-        status.wait_before_retry();
-        assert!(begun.elapsed() < ACCEPT_RETRY, "stopping does not wait");
+        // One of several: a loaded host delays any of them, but a wait never gets below its time.
+        let waited = || {
+            let begun = Instant::now();
+            status.wait_before_retry();
+            begun.elapsed()
+        };
+        let shortest = std::iter::repeat_with(waited).take(5).min();
+        assert!(shortest < Some(ACCEPT_RETRY), "stopping does not wait");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -54,11 +55,22 @@ pub(crate) enum Ended {
     Io(#[from] io::Error),
 }
 
-/// The payload of the last message, in a buffer that is used for all of them.
+/// Bytes read ahead: QEMU's doorbell writes have 36 bytes with their header, and often come several at a time.
+const AHEAD: usize = 4096;
+
+/// Reads messages; the payload of the last one stays in a buffer that is used for all of them.
+///
+/// What has arrived is read at once, so that a short message costs one system call, or none.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     buffer: Vec<u8>,
     length: usize,
+    ahead: Vec<u8>,
+    /// What of `ahead` has arrived and was not taken yet.
+    waiting: Range<usize>,
+    /// Bytes taken so far.
+    taken: u64,
+    arrivals: Arrivals,
 }
 
 impl Inbox {
@@ -70,10 +82,8 @@ impl Inbox {
     /// Waits for the next message and reads all of it.
     pub(crate) fn receive(&mut self, stream: &UnixStream) -> Result<Received, Ended> {
         self.length = 0;
-        let mut fds = Vec::new();
-        let mut truncated = false;
         let mut bytes = [0; HEADER_SIZE];
-        read_whole(stream, &mut bytes, &mut fds, &mut truncated).map_err(|ended| match ended {
+        self.take(stream, &mut bytes).map_err(|ended| match ended {
             Shortfall::None => Ended::Closed,
             Shortfall::Part => Ended::Truncated,
             Shortfall::Io(error) => Ended::Io(error),
@@ -86,29 +96,57 @@ impl Inbox {
             .ok_or(Ended::OutOfStep(header.message_size))?;
 
         let kept = length <= MAX_MESSAGE;
+        let mut buffer = std::mem::take(&mut self.buffer);
         let mut left = length;
         while left > 0 {
             // Too long a message passes through the buffer piece by piece.
             let piece = left.min(MAX_MESSAGE);
-            if self.buffer.len() < piece {
-                self.buffer.resize(piece.max(4096), 0);
+            if buffer.len() < piece {
+                buffer.resize(piece.max(4096), 0);
             }
-            let target = self.buffer.get_mut(..piece).unwrap_or_default();
-            read_whole(stream, target, &mut fds, &mut truncated).map_err(|ended| match ended {
+            let target = buffer.get_mut(..piece).unwrap_or_default();
+            self.take(stream, target).map_err(|ended| match ended {
                 Shortfall::Io(error) => Ended::Io(error),
                 Shortfall::None | Shortfall::Part => Ended::Truncated,
             })?;
             left -= piece;
         }
+        self.buffer = buffer;
         if kept {
             self.length = length;
         }
+        let (fds, truncated) = self.arrivals.before(self.taken);
         let fault = match (kept, truncated) {
             (false, _) => Some(Errno::TOOBIG),
             (true, true) => Some(Errno::INVAL),
             (true, false) => None,
         };
         Ok(Received { header, fds, fault })
+    }
+
+    /// Fills `data`, from what was read ahead and then from the socket.
+    fn take(&mut self, stream: &UnixStream, data: &mut [u8]) -> Result<(), Shortfall> {
+        let mut filled = 0;
+        while let Some(rest) = data.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            let count = if self.waiting.is_empty() && rest.len() >= AHEAD {
+                self.arrivals.read(stream, rest, filled > 0)?
+            } else {
+                if self.waiting.is_empty() {
+                    self.ahead.resize(AHEAD, 0);
+                    self.waiting = 0..self.arrivals.read(stream, &mut self.ahead, filled > 0)?;
+                }
+                let have = self.ahead.get(self.waiting.clone()).unwrap_or_default();
+                let count = have.len().min(rest.len());
+                if let (Some(to), Some(from)) = (rest.get_mut(..count), have.get(..count)) {
+                    to.copy_from_slice(from);
+                }
+                self.waiting.start += count;
+                count
+            };
+            filled += count;
+            self.taken = self.taken.wrapping_add(count as u64);
+        }
+        Ok(())
     }
 }
 
@@ -118,47 +156,75 @@ enum Shortfall {
     Io(io::Error),
 }
 
-/// Fills `data`. Descriptors may come with any byte: they are collected, up to [`MAX_FDS`]; `truncated`
-/// is set, and the rest closed, where there are more.
-fn read_whole(
-    stream: &UnixStream,
-    data: &mut [u8],
-    fds: &mut Vec<OwnedFd>,
-    truncated: &mut bool,
-) -> Result<(), Shortfall> {
-    let mut filled = 0;
-    while let Some(rest) = data.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+/// Descriptors that have arrived and whose message has not been read to its end.
+///
+/// Linux ends a read behind the piece that descriptors came with (unix(7), ancillary messages), so they belong to
+/// the message that has the read's last byte.
+#[derive(Debug, Default)]
+struct Arrivals {
+    /// Bytes received so far.
+    received: u64,
+    /// Descriptors, each with the position of its message's byte.
+    fds: Vec<(u64, OwnedFd)>,
+    /// Position of a byte whose message came with more than it may.
+    truncated: Option<u64>,
+}
+
+impl Arrivals {
+    /// Reads what has arrived, and waits for something if nothing has. `inside` a message the end is another error.
+    fn read(
+        &mut self,
+        stream: &UnixStream,
+        data: &mut [u8],
+        inside: bool,
+    ) -> Result<usize, Shortfall> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut parts = [IoSliceMut::new(rest)];
-        let got =
+        let mut parts = [IoSliceMut::new(data)];
+        let got = loop {
             match rustix::net::recvmsg(stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
-                Ok(got) => got,
-                Err(Errno::INTR) => continue,
+                Ok(got) => break got,
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(Shortfall::Io(error.into())),
-            };
-        *truncated |= got.flags.contains(ReturnFlags::CTRUNC);
+            }
+        };
+        if got.bytes == 0 {
+            return Err(if inside {
+                Shortfall::Part
+            } else {
+                Shortfall::None
+            });
+        }
+        self.received = self.received.wrapping_add(got.bytes as u64);
+        let last = self.received.wrapping_sub(1);
+        if got.flags.contains(ReturnFlags::CTRUNC) {
+            self.truncated = Some(last);
+        }
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(received) = message {
                 for fd in received {
-                    if fds.len() < MAX_FDS {
-                        fds.push(fd);
+                    // A message in many pieces, each with descriptors: what is too much is closed at once.
+                    if self.fds.len() < 2 * MAX_FDS {
+                        self.fds.push((last, fd));
                     } else {
-                        *truncated = true;
+                        self.truncated = Some(last);
                     }
                 }
             }
         }
-        if got.bytes == 0 {
-            return Err(if filled == 0 {
-                Shortfall::None
-            } else {
-                Shortfall::Part
-            });
-        }
-        filled += got.bytes;
+        Ok(got.bytes)
     }
-    Ok(())
+
+    /// Takes the descriptors of the message that ends before position `end`, and whether there were too many.
+    fn before(&mut self, end: u64) -> (Vec<OwnedFd>, bool) {
+        let mut truncated = self.truncated.take_if(|at| *at < end).is_some();
+        let (mine, others) = self.fds.drain(..).partition(|(at, _)| *at < end);
+        self.fds = others;
+        let mut mine: Vec<(u64, OwnedFd)> = mine;
+        truncated |= mine.len() > MAX_FDS;
+        mine.truncate(MAX_FDS);
+        (mine.into_iter().map(|(_, fd)| fd).collect(), truncated)
+    }
 }
 
 /// A reply under construction, in a buffer that is used for all of them.

@@ -42,7 +42,7 @@ pub(crate) fn negotiate(payload: &[u8], outbox: &mut Outbox) -> Result<Limits, E
         "capabilities": {
             "max_msg_fds": MAX_FDS,
             "max_data_xfer_size": MAX_DATA,
-            "pgsizes": 4096,
+            "pgsizes": wire::PAGE_SIZE,
             "max_dma_maps": Function::MAX_HOST_MAPPINGS,
         }
     });

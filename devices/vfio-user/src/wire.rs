@@ -7,6 +7,9 @@
 use vfio_bindings::bindings::vfio;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// The only page size that mappings of memory have: their addresses and sizes are multiples of it.
+pub(crate) const PAGE_SIZE: u64 = 4096;
+
 /// Low bits of [`Header::flags`]: kind of message.
 pub(crate) const TYPE_MASK: u32 = 0xf;
 /// A request.

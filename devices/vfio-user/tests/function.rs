@@ -130,7 +130,8 @@ fn mapped_memory_is_the_endpoints_own() {
 fn dma_goes_to_mapped_memory_while_bus_mastering_is_on() {
     let (_fabric, toy, _function, server) = served();
     let mut client = Client::new(server.path().unwrap()).unwrap();
-    let ram = tempfile::tempfile().unwrap();
+    let ram = rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+    let ram = std::fs::File::from(ram);
     ram.set_len(0x4000).unwrap();
     client.dma_map(0, 0, 0x4000, ram.as_raw_fd()).unwrap();
     let stored = || {

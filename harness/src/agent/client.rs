@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -408,20 +408,37 @@ impl Shared {
                     _ => return,
                 }
             }
-            if message.reply.is_last() {
-                state.pending.remove(&message.id)
-            } else {
-                state.pending.get(&message.id).cloned()
-            }
+            state.pending.get(&message.id).cloned()
         };
         match sender {
-            // Blocks when the consumer is slow; fails when it is gone, which is its right.
-            Some(sender) => drop(sender.send(message.reply)),
+            Some(sender) => self.deliver(message.id, &sender, message.reply),
             None => {
                 if let Reply::Error { message, .. } = message.reply {
                     tracing::warn!("agent: {message}");
                 }
             }
+        }
+    }
+}
+
+/// How long the reader waits before it offers a reply again to a consumer that is slow.
+const OFFER_AGAIN: Duration = Duration::from_millis(1);
+
+impl Shared {
+    /// Hands `reply` to whoever waits for replies to request `id`. Waits while the consumer is slow, but not for one
+    /// that a new conversation or the port's end has cut off: it would be waited for for ever.
+    fn deliver(&self, id: u64, sender: &SyncSender<Reply>, reply: Reply) {
+        let last = reply.is_last();
+        let mut offer = sender.try_send(reply);
+        while let Err(TrySendError::Full(reply)) = offer {
+            if !self.lock().pending.contains_key(&id) {
+                return;
+            }
+            std::thread::sleep(OFFER_AGAIN);
+            offer = sender.try_send(reply);
+        }
+        if last {
+            self.lock().pending.remove(&id);
         }
     }
 }

@@ -2,14 +2,29 @@
 
 use std::process::ExitCode;
 
-use p2plab_images::{Cache, HostReport, Overrides, Terminal, resolve};
+use clap::Args;
+use p2plab_images::{Cache, HostReport, Overrides, Terminal, resolve, resolve_with_system};
 
-use super::CliError;
+use super::{CliError, OwnArgs};
+
+#[derive(Debug, Args)]
+pub(super) struct FetchArgs {
+    /// Make the system image, too: for topologies with `system = true`
+    #[arg(long)]
+    system: bool,
+    #[command(flatten)]
+    own: OwnArgs,
+}
 
 /// `p2plab fetch`.
-pub(super) fn fetch(overrides: &Overrides) -> Result<ExitCode, CliError> {
+pub(super) fn fetch(args: &FetchArgs) -> Result<ExitCode, CliError> {
     let cache = Cache::open()?;
-    let artifacts = resolve(&cache, overrides, &mut Terminal::new())?;
+    let overrides = args.own.overrides();
+    let artifacts = if args.system {
+        resolve_with_system(&cache, &overrides, &[], &mut Terminal::new())?
+    } else {
+        resolve(&cache, &overrides, &mut Terminal::new())?
+    };
     for (name, version) in artifacts.versions() {
         println!("{name:24} {version}");
     }

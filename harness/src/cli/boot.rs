@@ -138,6 +138,6 @@ fn exec(mut lab: Lab, line: &str, deadline: u64) -> Result<ExitCode, CliError> {
             0
         }
     };
-    lab.finish()?;
+    lab.finish_if_running()?;
     Ok(ExitCode::from(status))
 }

@@ -39,7 +39,7 @@ enum Command {
     /// Host a topology's switch and endpoints for a QEMU, or other vfio-user client, of your own
     Serve(serve::ServeArgs),
     /// Fetch what a lab runs on: QEMU, guest kernel, programs for the guest
-    Fetch(OwnArgs),
+    Fetch(artifacts::FetchArgs),
     /// Say what this host has, what will be used, and what is missing
     Doctor(OwnArgs),
     /// Remove the cache: fetched artifacts, base images, logs of runs
@@ -49,14 +49,14 @@ enum Command {
 /// What a user brings along.
 #[derive(Clone, Debug, Default, Args)]
 struct OwnArgs {
-    /// A qemu-system-x86_64 (10.1 or newer, with vfio-user-pci) instead of the lab's own
+    /// A qemu-system-x86_64 (11.1 or newer, with vfio-user-pci) instead of the lab's own
     #[arg(long, value_name = "PATH")]
     qemu: Option<PathBuf>,
     /// A kernel instead of the lab's own
     #[arg(long, value_name = "BZIMAGE")]
     kernel: Option<PathBuf>,
-    /// The modules of --kernel: what its `make modules_install` made
-    #[arg(long, value_name = "DIR", requires = "kernel")]
+    /// The modules of the kernel (--kernel's or the topology's): what its `make modules_install` made
+    #[arg(long, value_name = "DIR")]
     modules: Option<PathBuf>,
 }
 
@@ -107,7 +107,7 @@ fn run_command(command: &Command) -> Result<ExitCode, CliError> {
         }
         Command::Boot(args) => boot::boot(args),
         Command::Serve(args) => serve::serve(args),
-        Command::Fetch(own) => artifacts::fetch(&own.overrides()),
+        Command::Fetch(args) => artifacts::fetch(args),
         Command::Doctor(own) => artifacts::doctor(&own.overrides()),
         Command::Clean => artifacts::clean(),
     }

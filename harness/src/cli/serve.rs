@@ -46,6 +46,9 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, CliError> {
     interrupt.wait();
     let traffic = devices.traffic();
     println!("\n# traffic\n{traffic}");
+    for violation in traffic.check().err().unwrap_or_default() {
+        eprintln!("p2plab: the counters contradict each other: {violation}");
+    }
     if let Some(path) = &args.json {
         serde_json::to_string_pretty(&traffic)
             .map_err(std::io::Error::other)

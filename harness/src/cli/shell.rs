@@ -8,7 +8,6 @@ use p2plab::agent::{AgentClient, AgentError, Command};
 use p2plab::lab::Lab;
 use p2plab::qemu::Qemu;
 use p2plab::qemu::attach::{Detach, Left};
-use p2plab::qemu::fault::Fault;
 use p2plab::wait::{self, Deadline};
 
 use super::CliError;
@@ -48,9 +47,10 @@ pub(super) fn powered_off(qemu: &Qemu) -> Result<(), CliError> {
         .faults
         .wait(&deadline)
         .map_err(|error| CliError::Failed(error.to_string()))?;
-    match &*fault {
-        Fault::QemuExited { status, .. } if status.success() => Ok(()),
-        other => Err(CliError::Failed(other.to_string())),
+    if fault.is_power_off() {
+        Ok(())
+    } else {
+        Err(CliError::Failed(fault.to_string()))
     }
 }
 

@@ -16,8 +16,9 @@ use crate::wait::Deadline;
 
 /// QEMU's id of the port; it reports only on ports that have one.
 pub(super) const PORT_ID: &str = "agent-port";
-/// From the port's end to the machine's reset or power-off, where the guest goes down by itself.
-const GOING_DOWN: Duration = Duration::from_millis(1500);
+/// From the port's end to the machine's reset or power-off, where the guest goes down by itself. It has some devices to
+/// shut down meanwhile: a tenth of a second, on a loaded host many times that.
+const GOING_DOWN: Duration = Duration::from_secs(5);
 /// A lab outlives any deadline that could be given here; its end ends the wait.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 

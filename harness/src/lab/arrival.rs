@@ -69,7 +69,9 @@ fn look_for_nvme(agent: &AgentClient, slot: &Slot) -> Result<Option<GuestNvme>, 
     let is_there = |node: &p2plab_guest::protocol::Entry| {
         node.name == disk && node.kind == EntryKind::BlockDevice
     };
-    if !nodes.iter().any(is_there) {
+    // The node is there a moment before the disk can be opened; the disk's backing device says that it can.
+    let disk_folder = format!("/sys/class/block/{disk}");
+    if !nodes.iter().any(is_there) || entry(agent, &disk_folder, |name| name == "bdi")?.is_none() {
         return Ok(None);
     }
     let p2pmem = format!("{device}/p2pmem");

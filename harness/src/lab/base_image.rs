@@ -7,8 +7,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
+use p2plab_images::{Accelerator, ArtifactError};
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
@@ -19,10 +20,16 @@ use crate::agent::Command;
 use crate::qemu::snapshot;
 use crate::run_directory::{Outcome, RunDirectory};
 use crate::shape;
+use crate::topology::MIB;
 use crate::wait::{self, Deadline};
 
 /// Most images kept for machines that are not this one's; each takes 100 to 200 MB.
 const KEPT: usize = 24;
+/// An image that was used within this time is not removed.
+const STILL_IN_USE: Duration = Duration::from_secs(3600);
+
+/// What an image takes, in MiB, and some more.
+const NEEDED_MIB: u64 = 256;
 
 /// The base image for `plan`, booted and saved if the cache has none.
 pub(super) fn ensure(
@@ -33,6 +40,7 @@ pub(super) fn ensure(
 ) -> Result<PathBuf, LabError> {
     let image = directory.join(format!("{}.mapped-ram", key(plan, artifacts_identity)));
     if image.exists() {
+        touch(&image);
         return Ok(image);
     }
     let failed = |source| LabError::Directory {
@@ -45,9 +53,23 @@ pub(super) fn ensure(
         return Ok(image);
     }
     announce();
+    require_space(directory)?;
     build(directory, &image, plan)?;
     prune(directory, &image);
     Ok(image)
+}
+
+/// Refuses a file system that an image does not fit into: QEMU would find that out at the end of the boot.
+fn require_space(directory: &Path) -> Result<(), LabError> {
+    let free = rustix::fs::statvfs(directory)
+        .map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) / MIB);
+    match free {
+        Ok(free) if free < NEEDED_MIB => Err(LabError::Artifacts(ArtifactError::NoSpace {
+            path: directory.to_owned(),
+            needed_mib: NEEDED_MIB,
+        })),
+        _ => Ok(()),
+    }
 }
 
 fn build(directory: &Path, image: &Path, plan: &MachinePlan) -> Result<(), LabError> {
@@ -55,9 +77,16 @@ fn build(directory: &Path, image: &Path, plan: &MachinePlan) -> Result<(), LabEr
         .file_stem()
         .map(|name| name.to_string_lossy().into_owned());
     let mut run = RunDirectory::named(directory, &name.unwrap_or_else(|| "boot".into()))?;
+    let logs = run.path().to_owned();
+    boot_and_save(image, plan, &run).map_err(|error| error.in_run(&logs))?;
+    run.finish(Outcome::Passed);
+    Ok(())
+}
+
+fn boot_and_save(image: &Path, plan: &MachinePlan, run: &RunDirectory) -> Result<(), LabError> {
     let machine = plan.start(
         &Begin::BootForImage,
-        &run,
+        run,
         &mut Phases::begin(Instant::now()),
     )?;
     let boot = machine.ready_after;
@@ -65,7 +94,6 @@ fn build(directory: &Path, image: &Path, plan: &MachinePlan) -> Result<(), LabEr
     snapshot::save(&machine.qemu.qmp, image)?;
     machine.qemu.qmp.quit()?;
     tracing::info!(image = %image.display(), seconds = boot.as_secs_f64(), "saved a base image");
-    run.finish(Outcome::Passed);
     Ok(())
 }
 
@@ -112,8 +140,19 @@ fn key(plan: &MachinePlan, artifacts_identity: &str) -> String {
     add(&plan.kernel_arguments.join(" "));
     add(super::machine::KERNEL_ARGUMENTS);
     add(super::machine::accelerator());
+    if p2plab_images::accelerator() == Accelerator::Kvm {
+        // The guest has the host's processor, which a cache that travels does not.
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let tells = |line: &&str| line.starts_with("model name") || line.starts_with("flags");
+        cpuinfo.lines().filter(tells).take(2).for_each(&mut add);
+    }
     // A user's own kernel keeps its path when it is built anew.
-    for file in [&plan.kernel, &plan.initramfs] {
+    let system = plan.system.iter();
+    if let Some(image) = &plan.system {
+        add(&image.to_string_lossy());
+        add(super::machine::SYSTEM_ARGUMENT);
+    }
+    for file in [&plan.kernel, &plan.initramfs].into_iter().chain(system) {
         let metadata = fs::metadata(file).ok();
         add(&format!(
             "{:?}",
@@ -138,7 +177,14 @@ fn lock(path: &Path) -> std::io::Result<File> {
     Ok(file)
 }
 
-/// Removes the images that were used longest ago.
+/// Notes that the image is in use. Reading it does not: most file systems note that once a day.
+fn touch(image: &Path) {
+    if let Ok(file) = File::open(image) {
+        let _ = file.set_times(fs::FileTimes::new().set_accessed(SystemTime::now()));
+    }
+}
+
+/// Removes the images that were used longest ago, but none of the last hour: somebody may be about to load it.
 fn prune(directory: &Path, newest: &Path) {
     let Ok(entries) = fs::read_dir(directory) else {
         return;
@@ -151,7 +197,9 @@ fn prune(directory: &Path, newest: &Path) {
         .collect();
     images.sort();
     let surplus = images.len().saturating_sub(KEPT);
-    for (_, path) in images.into_iter().take(surplus) {
+    let idle = |used: &SystemTime| used.elapsed().is_ok_and(|since| since > STILL_IN_USE);
+    let unused = images.into_iter().take(surplus);
+    for (_, path) in unused.take_while(|(used, _)| idle(used)) {
         // A QEMU that is loading it has it open and goes on.
         let _ = fs::remove_file(path);
     }

@@ -4,19 +4,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use p2plab_nvme::{Backing, CmbConfig, NamespaceConfig, NvmeConfig, NvmeController};
-use p2plab_pcie::{Endpoint, Fabric, FabricBuilder, FabricError, Function, Traffic};
+use p2plab_nvme::{
+    Backing, CmbConfig, Metadata, NamespaceConfig, NvmeConfig, NvmeController, PmrBacking,
+    PmrConfig,
+};
+use p2plab_pcie::{CpuAccess, Endpoint, Fabric, FabricBuilder, FabricError, Function, Traffic};
 use p2plab_vfio_user::{Server, SocketAddress};
 
 use super::LabError;
 use crate::shape::{self, MachineShape, PortShape};
-use crate::topology::{self, DeviceOptions, EndpointOptions, NvmeOptions, Topology};
+use crate::topology::{
+    self, DeviceOptions, EndpointOptions, NamespaceOptions, NvmeOptions, Topology,
+};
 
 /// Fabric, endpoints and servers of one topology. Dropping it ends them all.
 pub struct Devices {
     fabric: Arc<Fabric>,
     devices: Vec<Device>,
     shape: MachineShape,
+    /// Whether SSDs offer shadow doorbells.
+    shadow_doorbells: bool,
 }
 
 /// One endpoint with its server.
@@ -48,6 +55,10 @@ impl Devices {
             fabric: build_fabric(&shape)?,
             devices: Vec::new(),
             shape,
+            shadow_doorbells: !topology
+                .endpoints
+                .iter()
+                .any(|e| has_trapped_memory(&e.device)),
         };
         for endpoint in &topology.endpoints {
             let address = match socket_directory {
@@ -64,7 +75,9 @@ impl Devices {
     fn plug(&mut self, options: &EndpointOptions, address: SocketAddress) -> Result<(), LabError> {
         let (model, endpoint): (Model, Arc<dyn Endpoint>) = match &options.device {
             DeviceOptions::Nvme(nvme) => {
-                let controller = Arc::new(NvmeController::new(nvme_config(&options.name, nvme))?);
+                let mut config = nvme_config(&options.name, nvme);
+                config.shadow_doorbells = self.shadow_doorbells;
+                let controller = Arc::new(NvmeController::new(config)?);
                 (Model::Nvme(controller.clone()), controller)
             }
         };
@@ -235,8 +248,52 @@ impl Drop for Device {
     }
 }
 
+/// Whether the CPU writes into memory of the device by messages, which doorbells in the guest's memory would overtake
+/// (see [`NvmeConfig::shadow_doorbells`]).
+fn has_trapped_memory(device: &DeviceOptions) -> bool {
+    let DeviceOptions::Nvme(nvme) = device;
+    let trapped = |access| access == CpuAccess::Trapped;
+    nvme.cmb.is_some_and(|cmb| trapped(cmb.cpu_access))
+        || nvme.pmr.as_ref().is_some_and(|pmr| trapped(pmr.cpu_access))
+}
+
 fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
     let mut config = NvmeConfig::new(options.serial.clone().unwrap_or_else(|| name.to_owned()));
+    config.namespaces = options.namespaces.iter().map(namespace_config).collect();
+    config.io_queues = options.io_queues;
+    config.msix = options.interrupts == topology::Interrupts::MsiX;
+    config.cmb = options.cmb.map(|cmb| CmbConfig {
+        size: cmb.size,
+        offset: cmb.offset,
+        cpu_access: cmb.cpu_access,
+        scheme: cmb.scheme,
+        sqs: cmb.submission_queues,
+        cqs: cmb.completion_queues,
+        lists: cmb.lists,
+        rds: cmb.read_data,
+        wds: cmb.write_data,
+        cdpmls: cmb.mixed_lists,
+        cdpcils: cmb.independent_lists,
+    });
+    config.pmr = options.pmr.as_ref().map(|pmr| PmrConfig {
+        backing: match &pmr.backing {
+            topology::Backing::Memory => PmrBacking::Memory,
+            topology::Backing::File { path, create } => PmrBacking::File {
+                path: path.clone(),
+                create: *create,
+            },
+        },
+        cpu_access: pmr.cpu_access,
+        rds: pmr.read_data,
+        wds: pmr.write_data,
+        ready_after: pmr.ready_after,
+        ..PmrConfig::memory(pmr.size)
+    });
+    config.faults.clone_from(&options.faults);
+    config
+}
+
+fn namespace_config(options: &NamespaceOptions) -> NamespaceConfig {
     let backing = match &options.backing {
         topology::Backing::Memory => Backing::Memory { size: options.size },
         topology::Backing::File { path, create } => Backing::File {
@@ -245,19 +302,12 @@ fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
             create: *create,
         },
     };
-    config.namespaces.push(NamespaceConfig {
+    NamespaceConfig {
         backing,
         block_size: options.block_size,
         read_only: options.read_only,
-    });
-    config.io_queues = options.io_queues;
-    config.msix = options.interrupts == topology::Interrupts::MsiX;
-    config.cmb = options.cmb.map(|cmb| CmbConfig {
-        size: cmb.size,
-        cpu_access: cmb.cpu_access,
-        sqs: cmb.submission_queues,
-    });
-    config
+        metadata: Metadata::None,
+    }
 }
 
 fn build_fabric(shape: &MachineShape) -> Result<Arc<Fabric>, FabricError> {

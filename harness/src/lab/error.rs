@@ -72,7 +72,7 @@ pub enum LabError {
     /// Not enough memory on the host.
     #[error(
         "the lab needs {} of memory and this host has {} left; use a smaller guest (guest.memory), smaller \
-         SSDs (--size), or SSDs in files",
+         SSDs (--size), or SSDs in files (--media DIR, or the field `file` of a topology)",
         sizes::format(*needed / MIB * MIB), sizes::format(*available / MIB * MIB)
     )]
     Memory {
@@ -112,6 +112,18 @@ pub enum LabError {
 }
 
 impl LabError {
+    /// A write to what is behind an SSD failed.
+    pub(crate) fn medium(source: std::io::Error) -> Self {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        if matches!(source.kind(), StorageFull | QuotaExceeded) {
+            return Self::BadOption(format!(
+                "no space for what the SSDs hold ({source}): free some, give a smaller --size, or another folder \
+                 with --media"
+            ));
+        }
+        Self::Medium(source)
+    }
+
     /// Adds where the logs of the run are, once.
     pub(crate) fn in_run(self, path: &std::path::Path) -> Self {
         match self {

@@ -10,7 +10,11 @@ use crate::shape::Slot;
 pub struct Guest<'a> {
     pub(super) agent: &'a AgentClient,
     pub(super) slots: &'a [(String, Slot)],
+    pub(super) has_system: bool,
 }
+
+/// Where the agent mounts the system image.
+pub(super) const SYSTEM_ROOT: &str = "/system";
 
 /// What the guest calls an NVMe endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +60,45 @@ impl Guest<'_> {
             .agent
             .check(&Command::shell(line).deadline(deadline))?
             .text())
+    }
+
+    /// Runs a line of shell in the system image, where Debian's tools are: `nvme list`, `fio ...`. It must exit with
+    /// status 0; returns its standard output. The image has the guest's `/dev`, `/proc`, `/sys` and `/tmp`,
+    /// and is writable: what is written is kept in memory.
+    ///
+    /// # Errors
+    /// [`LabError::BadOption`] where the topology asks for no system image; otherwise as [`sh`](Self::sh).
+    pub fn system(&self, line: &str) -> Result<String, LabError> {
+        Ok(self.agent.check(&self.in_system(line)?)?.text())
+    }
+
+    /// Runs a line of shell in the system image, whatever its status.
+    ///
+    /// # Errors
+    /// As [`system`](Self::system), but for the status.
+    pub fn try_system(&self, line: &str) -> Result<Output, LabError> {
+        Ok(self.agent.run(&self.in_system(line)?)?)
+    }
+
+    /// Runs a line of shell in the system image with a deadline of its own.
+    ///
+    /// # Errors
+    /// As [`system`](Self::system).
+    pub fn system_within(&self, line: &str, deadline: Duration) -> Result<String, LabError> {
+        let command = self.in_system(line)?.deadline(deadline);
+        Ok(self.agent.check(&command)?.text())
+    }
+
+    fn in_system(&self, line: &str) -> Result<Command, LabError> {
+        if !self.has_system {
+            return Err(LabError::BadOption(
+                "this guest has no system image; write `.system()` in its topology, or `system = true` under \
+                 [guest] in its file"
+                    .to_owned(),
+            ));
+        }
+        let arguments = [SYSTEM_ROOT, "/bin/sh", "-c", line];
+        Ok(Command::new("chroot").args(arguments))
     }
 
     /// Waits in the guest until the shell condition `condition` holds. The guest looks every 10 ms: sysfs has

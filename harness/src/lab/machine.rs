@@ -9,6 +9,7 @@ use p2plab_images::{Accelerator, Artifacts};
 
 use super::LabError;
 use super::agent_port::{self, GoingDown};
+use super::guest::SYSTEM_ROOT;
 use super::phases::Phases;
 use crate::agent::{AgentClient, AgentError};
 use crate::qemu::fault::Fault;
@@ -25,6 +26,8 @@ pub(super) struct MachinePlan {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     pub kernel_arguments: Vec<String>,
+    /// The system image, a disk that the agent mounts.
+    pub system: Option<PathBuf>,
     pub shape: MachineShape,
 }
 
@@ -34,8 +37,8 @@ pub(super) enum Begin<'a> {
     BootForImage,
     /// Boot, with these endpoints (`-device` in JSON) plugged in from the start.
     Boot(&'a [serde_json::Value]),
-    /// Go on from a base image, with empty slots.
-    Restore(&'a Path),
+    /// Go on from a base image, with empty slots, into which the caller hot-adds these endpoints.
+    Restore(&'a Path, &'a [serde_json::Value]),
 }
 
 /// A running machine.
@@ -49,12 +52,19 @@ pub(super) struct Machine {
 
 /// Words on the kernel's command line of every guest. No `quiet`: the console is the record of a run. No
 /// `panic=`: a panicked guest stays where it is until the lab, which reads the panic on the console, ends it;
-/// with a reboot instead, a guest that panics at boot would go round in circles.
-pub(super) const KERNEL_ARGUMENTS: &str =
-    "console=ttyS0 rdinit=/init printk.time=1 random.trust_cpu=on mitigations=off audit=0";
+/// with a reboot instead, a guest that panics at boot would go round in circles. A task that hangs is reported
+/// after 40 to 45 s: before the 60 s that a command has by default, and after the 30 s that the nvme driver gives a
+/// command. The kernel's own default is 120 s.
+pub(super) const KERNEL_ARGUMENTS: &str = "console=ttyS0 rdinit=/init printk.time=1 random.trust_cpu=on \
+     mitigations=off audit=0 sysctl.kernel.hung_task_timeout_secs=40 \
+     sysctl.kernel.hung_task_check_interval_secs=5";
+
+/// Tells the agent which disk the system image is (the guest's only virtio disk), and the kernel that its tools may
+/// map registers that a driver uses, as `nvme show-regs` does.
+pub(super) const SYSTEM_ARGUMENT: &str = " p2plab.system=vda iomem=relaxed";
 
 /// What QEMU's exit status may take to be known after its sockets have closed.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 impl MachinePlan {
     pub(super) fn new(
@@ -68,6 +78,7 @@ impl MachinePlan {
             kernel: artifacts.kernel.image.clone(),
             initramfs,
             kernel_arguments: kernel_arguments.to_vec(),
+            system: artifacts.system.as_ref().map(|image| image.path.clone()),
             shape,
         }
     }
@@ -89,7 +100,15 @@ impl MachinePlan {
             "-device",
             &format!("virtserialport,id={id},chardev=agent,name={name}"),
         ]);
+        if let Some(image) = &self.system {
+            for argument in system_disk(image) {
+                push(&[&argument]);
+            }
+        }
         let mut append = KERNEL_ARGUMENTS.to_owned();
+        if self.system.is_some() {
+            append.push_str(SYSTEM_ARGUMENT);
+        }
         for argument in &self.kernel_arguments {
             append.push(' ');
             append.push_str(argument);
@@ -106,7 +125,7 @@ impl MachinePlan {
                     push(&["-device", &device.to_string()]);
                 }
             }
-            Begin::Restore(_) => push(&["-incoming", "defer"]),
+            Begin::Restore(..) => push(&["-incoming", "defer"]),
         }
         argv.extend(["-kernel".into(), self.kernel.clone().into_os_string()]);
         argv.extend(["-initrd".into(), self.initramfs.clone().into_os_string()]);
@@ -124,7 +143,7 @@ impl MachinePlan {
         let links = Links::new().map_err(crate::qemu::StartError::Io)?;
         let mut argv = self.arguments(begin);
         argv.extend(links.arguments());
-        run.write_command_line(&argv)?;
+        run.write_command_line(&argv, &notes(begin))?;
         let mut qemu = Qemu::start(argv, links, &run.qemu_log(), &run.console_log())?;
         let stream = qemu.take_agent().ok_or_else(|| {
             LabError::Unexpected("the agent's stream was taken before the lab had it".into())
@@ -137,7 +156,7 @@ impl MachinePlan {
         let agent = Arc::new(AgentClient::with_log(stream, &run.agent_log(), cause)?);
         phases.end("QEMU started");
         let patience = match begin {
-            Begin::Restore(image) => {
+            Begin::Restore(image, _) => {
                 snapshot::load(&qemu.qmp, image)?;
                 qemu.qmp.cont()?;
                 phases.end("guest restored");
@@ -156,12 +175,53 @@ impl MachinePlan {
         // Only now: before the agent's first answer nothing says that it was ever there.
         agent_port::watch(&machine.qemu, machine.going_down.clone())
             .map_err(crate::qemu::StartError::Io)?;
+        if self.system.is_some() && !matches!(begin, Begin::Restore(..)) {
+            machine.require_system()?;
+        }
         phases.end("agent answers");
         Ok(Machine {
             ready_after: since.elapsed(),
             ..machine
         })
     }
+}
+
+/// What the command line does not say: how to do the same again, and what followed through the monitor.
+fn notes(begin: &Begin<'_>) -> Vec<String> {
+    let mut notes = vec![
+        "The same lab again: p2plab boot topology.toml (in this folder). QEMU was started with the arguments below; \
+         the descriptors (fd=) were the lab's."
+            .to_owned(),
+    ];
+    if let Begin::Restore(image, endpoints) = begin {
+        notes.push(format!(
+            "Then, through the monitor, migrate-incoming of {} (mapped-ram), and device_add of:",
+            image.display()
+        ));
+        notes.extend(endpoints.iter().map(ToString::to_string));
+    }
+    notes
+}
+
+/// QEMU's arguments for the system image: a disk on the root complex, of which the fabric knows nothing. The file
+/// is shared by all labs, and none writes it.
+fn system_disk(image: &Path) -> [String; 4] {
+    let file = serde_json::json!({
+        "driver": "raw",
+        "node-name": "system",
+        "read-only": true,
+        "file": {
+            "driver": "file",
+            "filename": image.to_string_lossy(),
+            "read-only": true,
+        },
+    });
+    [
+        "-blockdev".to_owned(),
+        file.to_string(),
+        "-device".to_owned(),
+        "virtio-blk-pci,id=system-disk,drive=system,bus=pcie.0,addr=0x04".to_owned(),
+    ]
 }
 
 /// QEMU's command with its environment, which keeps it from modules of a QEMU installed on the host.
@@ -197,6 +257,22 @@ impl Machine {
                 // What the guest said last is all that is known of its silence.
                 let told = agent_port::last_lines(&self.qemu.console);
                 Err(self.cause(LabError::Unexpected(format!("{error}{told}"))))
+            }
+            Err(error) => Err(self.cause(error.into())),
+        }
+    }
+
+    /// A guest that was to mount the system image and has not is of no use, least of all as a base image.
+    fn require_system(&self) -> Result<(), LabError> {
+        let programs = format!("{SYSTEM_ROOT}/usr/bin");
+        match self.agent.list(&programs, wait::AGENT_COMMAND) {
+            Ok(entries) if !entries.is_empty() => Ok(()),
+            Ok(_) | Err(AgentError::Guest { .. }) => {
+                Err(self.cause(LabError::Unexpected(format!(
+                    "the guest has not mounted the system image; its kernel needs virtio_blk, erofs and overlay, built \
+                     in or among the modules that the lab is given{}",
+                    agent_port::last_lines(&self.qemu.console)
+                ))))
             }
             Err(error) => Err(self.cause(error.into())),
         }

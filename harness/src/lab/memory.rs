@@ -13,12 +13,20 @@ fn needed(topology: &Topology) -> u64 {
         .iter()
         .map(|endpoint| {
             let DeviceOptions::Nvme(nvme) = &endpoint.device;
-            let blocks = if nvme.backing == Backing::Memory {
-                nvme.size
-            } else {
-                0
+            let in_memory = |backing: &Backing, size| match backing {
+                Backing::Memory => size,
+                Backing::File { .. } => 0,
             };
-            blocks.saturating_add(nvme.cmb.map_or(0, |cmb| cmb.size))
+            let blocks = nvme
+                .namespaces
+                .iter()
+                .map(|ns| in_memory(&ns.backing, ns.size));
+            let cmb = nvme.cmb.map(|cmb| cmb.size);
+            let pmr = nvme
+                .pmr
+                .as_ref()
+                .map(|pmr| in_memory(&pmr.backing, pmr.size));
+            blocks.chain(cmb).chain(pmr).fold(0, u64::saturating_add)
         })
         .fold(0, u64::saturating_add);
     devices

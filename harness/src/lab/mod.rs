@@ -35,7 +35,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use p2plab_images::{Artifacts, Cache, Initramfs, InitramfsSpec, Overrides, Progress};
+use p2plab_images::{
+    Artifacts, Cache, Initramfs, InitramfsSpec, Overrides, Progress, resolve_with_system,
+};
 use p2plab_pcie::Traffic;
 
 pub use devices::{Device, Devices};
@@ -57,6 +59,10 @@ use phases::Phases;
 /// Kernel modules of the guest's drivers for all kinds of endpoint: loaded before a base image is saved, so
 /// that every scenario finds them there.
 const DRIVERS: [&str; 1] = ["nvme"];
+/// What a guest mounts the system image with.
+const SYSTEM_MODULES: [&str; 3] = ["virtio_blk", "erofs", "overlay"];
+/// What its tools are used with, where the kernel has it.
+const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
 
 /// Until a slot whose power indicator blinks is asked again.
 const SLOT_BUSY: Duration = Duration::from_millis(50);
@@ -143,10 +149,14 @@ impl LabOptions {
     ) -> Result<Lab, LabError> {
         let mut phases = Phases::begin(began);
         let guest = &self.topology.guest;
-        let spec = InitramfsSpec {
+        let mut spec = InitramfsSpec {
             modules: modules(&guest.load_modules),
             ..Default::default()
         };
+        if guest.system {
+            spec.modules.extend(SYSTEM_MODULES.map(str::to_owned));
+            spec.optional_modules = FILE_SYSTEMS.map(str::to_owned).into();
+        }
         let initramfs = Initramfs::build(cache, &artifacts, &spec)?;
         let shape = self.topology.shape();
         let slots: Vec<_> = self
@@ -178,7 +188,7 @@ impl LabOptions {
             let announce = || progress.step("booting the guest once, to save its base image", None);
             let image = base_image::ensure(&images, &plan, &artifacts.identity(), announce)?;
             phases.end("base image");
-            let machine = plan.start(&Begin::Restore(&image), &run, &mut phases)?;
+            let machine = plan.start(&Begin::Restore(&image, &arguments), &run, &mut phases)?;
             set_clock(&machine)?;
             phases.end("clock set");
             for argument in arguments {
@@ -243,6 +253,7 @@ impl Lab {
         Ok(Guest {
             agent: &self.machine()?.agent,
             slots: &self.slots,
+            has_system: self.plan.system.is_some(),
         })
     }
 
@@ -401,6 +412,31 @@ impl Lab {
             }
             machine.power_off()?;
         }
+        self.end()
+    }
+
+    /// As [`finish`](Self::finish), but a guest that has powered itself off, or is about to, is as good.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub fn finish_if_running(mut self) -> Result<(), LabError> {
+        if let Some(machine) = self.machine.take() {
+            let faults = &machine.qemu.faults;
+            if let Some(fault) = faults.first().filter(|fault| !fault.is_power_off()) {
+                return Err(LabError::Fault(fault));
+            }
+            if let Err(error) = machine.power_off() {
+                let deadline = Deadline::new("the guest to power off", wait::SHUTDOWN);
+                let fault = faults.wait(&deadline).map_err(|_| error)?;
+                if !fault.is_power_off() {
+                    return Err(LabError::Fault(fault));
+                }
+            }
+        }
+        self.end()
+    }
+
+    fn end(mut self) -> Result<(), LabError> {
         self.write_counters();
         self.traffic().check().map_err(LabError::Conservation)?;
         self.run.finish(Outcome::Passed);
@@ -458,7 +494,13 @@ pub(crate) fn resolve(
         kernel: topology.guest.kernel.clone(),
         modules: topology.guest.modules.clone(),
     };
-    Ok(p2plab_images::resolve(cache, &overrides, progress)?)
+    let guest = &topology.guest;
+    let artifacts = if guest.system {
+        resolve_with_system(cache, &overrides, &guest.packages, progress)
+    } else {
+        p2plab_images::resolve(cache, &overrides, progress)
+    };
+    Ok(artifacts?)
 }
 
 /// Unplugs device `id`. Its slot takes no request while its power indicator blinks, for some seconds after a

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{SendFlags, send};
@@ -19,6 +20,11 @@ const LEAVE: u8 = 0x1d;
 const PREFIX: u8 = 0x01;
 /// Ctrl-D, a terminal's end of input.
 const END_OF_TRANSMISSION: u8 = 0x04;
+
+/// While there is input, only what happens wakes the relay.
+const IDLE: Duration = Duration::from_secs(3600);
+/// After the input's end, how long the guest may be silent before it is told of the end again.
+const END_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why the relay ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +137,10 @@ impl Attachment {
         let mut input_open = true;
         loop {
             let ready = self.poll(&signals, input, input_open, &typed)?;
+            if ready.nothing && typed.is_empty() {
+                // A shell that just ran a command may have lost the character as it took its terminal back.
+                typed.push(END_OF_TRANSMISSION);
+            }
             if ready.console
                 && let Some(left) = self.show(&mut output)?
             {
@@ -183,9 +193,11 @@ impl Attachment {
         } else if input_open {
             fds.push(PollFd::from_borrowed_fd(input, PollFlags::IN));
         }
-        wait::poll_for(&mut fds, std::time::Duration::from_secs(3600))?;
+        let patience = if input_open { IDLE } else { END_AGAIN };
+        wait::poll_for(&mut fds, patience)?;
         let is_ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
         Ok(Ready {
+            nothing: !input_open && fds.iter().all(|fd| fd.revents().is_empty()),
             console: is_ready(0),
             signal: is_ready(1),
             detach: is_ready(2),
@@ -227,6 +239,8 @@ impl Attachment {
 }
 
 struct Ready {
+    /// The input has ended, and the guest was silent.
+    nothing: bool,
     console: bool,
     signal: bool,
     detach: bool,

@@ -343,7 +343,10 @@ mod tests {
         let waiting = std::thread::spawn(move || console.wait_for("never", &soon("boot")));
         let began = Instant::now();
         guest
-            .write_all(b"[1.000000] Kernel panic - not syncing: why\n[1.000000] CPU: 0\n")
+            .write_all(
+                b"[1.000000] Kernel panic - not syncing: why\n[1.000000] CPU: 0\n\
+                  [1.000000] ---[ end Kernel panic - not syncing: why ]---\n",
+            )
             .unwrap();
         let error = waiting.join().unwrap().unwrap_err();
         assert!(began.elapsed() < Duration::from_secs(10));
@@ -354,7 +357,7 @@ mod tests {
             panic!("{fault}")
         };
         assert_eq!(guest_fault.kind, FaultKind::Panic);
-        assert_eq!(guest_fault.tail.len(), 2);
+        assert_eq!(guest_fault.tail.len(), 3);
         assert!(faults.first().is_some());
     }
 

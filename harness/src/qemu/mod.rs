@@ -136,7 +136,7 @@ impl Qemu {
             monitor,
             move || {
                 // The monitor's end is the symptom; its cause is on the board a moment later.
-                let cause = Deadline::new("QEMU's exit status", Duration::from_secs(2));
+                let cause = Deadline::new("QEMU's exit status", Duration::from_secs(10));
                 match last_words.wait(&cause) {
                     Ok(fault) => fault.to_string(),
                     Err(_) => "QEMU closed its monitor and goes on running".to_owned(),

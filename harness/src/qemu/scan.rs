@@ -15,6 +15,9 @@ const WARNINGS_KEPT: usize = 100;
 const QUIET: Duration = Duration::from_millis(300);
 /// or, should it never be, this long after its first line.
 const LONGEST_REPORT: Duration = Duration::from_secs(2);
+/// A panic has a last line of its own; between its trace and that the kernel stops the other CPUs, in silence. It is
+/// over without that line only after this long.
+const LONGEST_PANIC: Duration = Duration::from_secs(10);
 
 /// What the scanner knows of the console.
 #[derive(Debug, Default)]
@@ -119,7 +122,10 @@ impl Scanner {
 
 impl Report {
     fn ends(&self) -> Instant {
-        (self.latest + QUIET).min(self.began + LONGEST_REPORT)
+        match self.kind {
+            FaultKind::Panic => self.began + LONGEST_PANIC,
+            _ => (self.latest + QUIET).min(self.began + LONGEST_REPORT),
+        }
     }
 }
 
@@ -160,7 +166,7 @@ fn fault_kind(message: &str) -> Option<FaultKind> {
         Some(FaultKind::Oops)
     } else if begins("BUG: ") || begins("kernel BUG at") || begins("Unable to handle kernel") {
         Some(FaultKind::Bug)
-    } else if begins("INFO: task ") && has("blocked for more than") {
+    } else if begins("INFO: task ") && has(" blocked ") && has("for more than") {
         Some(FaultKind::HungTask)
     } else if begins("rcu: INFO: ") && (has("detected stall") || has("self-detected stall")) {
         Some(FaultKind::RcuStall)
@@ -187,7 +193,8 @@ mod tests {
             scanner.feed(piece, now);
         }
         let early = scanner.due(now, false);
-        let fault = early.or_else(|| scanner.due(now + QUIET, false));
+        let silent = early.or_else(|| scanner.due(now + QUIET, false));
+        let fault = silent.or_else(|| scanner.due(now + LONGEST_PANIC, false));
         (fault, scanner.warnings().to_vec())
     }
 
@@ -217,6 +224,11 @@ mod tests {
             ),
             (
                 "[242.000000] INFO: task cat:9 blocked for more than 120 seconds.",
+                FaultKind::HungTask,
+            ),
+            // Since 7.x, where it waits for I/O.
+            (
+                "[   21.420551] INFO: task dd:120 blocked in I/O wait for more than 5 seconds.",
                 FaultKind::HungTask,
             ),
             (

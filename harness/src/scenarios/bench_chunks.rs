@@ -116,7 +116,7 @@ fn cases() -> Vec<Case> {
 impl Case {
     fn copy(&self, lab: &Lab, disks: &Disks, options: &ScenarioOptions) -> Result<f64, LabError> {
         let buffer = match self.mode {
-            "p2p" => copy::p2pmem(&disks.from, "ssd0")?,
+            "p2p" => copy::p2pmem(lab, &disks.from, "ssd0")?,
             _ => "memory",
         };
         GuestCopy {

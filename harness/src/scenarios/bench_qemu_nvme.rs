@@ -145,7 +145,7 @@ fn cases(pairs: &[Pair]) -> Vec<Case<'_>> {
 impl Case<'_> {
     fn copy(&self, lab: &Lab, options: &ScenarioOptions) -> Result<f64, LabError> {
         let buffer = match self.mode {
-            "p2p" => copy::p2pmem(&self.pair.from, self.pair.device)?,
+            "p2p" => copy::p2pmem(lab, &self.pair.from, self.pair.device)?,
             _ => "memory",
         };
         GuestCopy {

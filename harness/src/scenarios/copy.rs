@@ -115,7 +115,7 @@ pub fn compare(
     let from = guest.nvme(job.source)?;
     let to = guest.nvme(job.destination)?;
     let owner = guest.nvme(job.buffer)?;
-    let peer_memory = p2pmem(&owner, job.buffer)?;
+    let peer_memory = p2pmem(lab, &owner, job.buffer)?;
     prefer_sgls(lab)?;
     let mut modes = Vec::new();
     for (name, buffer) in [("classic", "memory"), ("p2p", peer_memory)] {
@@ -199,13 +199,22 @@ impl GuestCopy<'_> {
 }
 
 /// The file whose mapping is peer-to-peer memory of the endpoint `name`.
-pub(super) fn p2pmem<'a>(nvme: &'a GuestNvme, name: &str) -> Result<&'a str, LabError> {
-    nvme.p2pmem.as_deref().ok_or_else(|| {
-        LabError::Unexpected(format!(
-            "the guest's kernel has registered no peer-to-peer memory of {name}; its dmesg in the run directory's \
-             console.log says why"
-        ))
-    })
+pub(super) fn p2pmem<'a>(lab: &Lab, nvme: &'a GuestNvme, name: &str) -> Result<&'a str, LabError> {
+    if let Some(p2pmem) = &nvme.p2pmem {
+        return Ok(p2pmem);
+    }
+    // A user's own kernel whose configuration lies nowhere near it could not be refused before it ran.
+    let symbols = lab.guest()?.try_sh("cat /proc/kallsyms")?.text();
+    if symbols.contains(" _text\n") && !symbols.contains(" pci_p2pdma_add_resource\n") {
+        let release = &lab.artifacts().kernel.release;
+        return Err(LabError::BadOption(format!(
+            "the guest's kernel {release} has no P2PDMA: build it with CONFIG_PCI_P2PDMA=y (needs CONFIG_ZONE_DEVICE)"
+        )));
+    }
+    Err(LabError::Unexpected(format!(
+        "the guest's kernel has registered no peer-to-peer memory of {name}; its dmesg in the run directory's \
+         console.log says why"
+    )))
 }
 
 /// What a report says it ran on.

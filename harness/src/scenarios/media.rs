@@ -34,7 +34,7 @@ pub(super) fn fill(file: &File, size: u64, progress: &mut dyn Progress) -> Resul
         let length = BLOCK.min(size - offset) as usize;
         pattern::fill(SEED, offset, &mut block[..length]);
         file.write_all_at(&block[..length], offset)
-            .map_err(LabError::Medium)?;
+            .map_err(LabError::medium)?;
         offset += length as u64;
         progress.at(offset);
     }
@@ -72,7 +72,7 @@ pub(super) fn clear(file: &File, size: u64) -> Result<(), LabError> {
     while offset < size {
         let length = BLOCK.min(size - offset) as usize;
         file.write_all_at(&block[..length], offset)
-            .map_err(LabError::Medium)?;
+            .map_err(LabError::medium)?;
         offset += length as u64;
     }
     Ok(())

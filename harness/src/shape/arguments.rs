@@ -1,5 +1,7 @@
 //! QEMU's arguments for a [`MachineShape`].
 
+use p2plab_images::Accelerator;
+
 use super::{MachineShape, PortShape, Slot, SwitchShape};
 use crate::topology::sizes::MIB;
 
@@ -170,7 +172,7 @@ impl MachineShape {
             "-smp".to_owned(),
             self.cpus.to_string(),
             "-cpu".to_owned(),
-            cpu_argument(&self.cpu),
+            cpu_argument(&self.cpu, &p2plab_images::accelerator()),
             "-global".to_owned(),
             "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off".to_owned(),
         ];
@@ -203,10 +205,11 @@ impl MachineShape {
     }
 }
 
-fn cpu_argument(model: &str) -> String {
-    if model.contains("phys-bits") {
-        model.to_owned()
-    } else {
-        format!("{model},phys-bits={PHYSICAL_BITS}")
+fn cpu_argument(model: &str, accelerator: &Accelerator) -> String {
+    match accelerator {
+        _ if model.contains("phys-bits") => model.to_owned(),
+        // The processor translates the guest's addresses, and cannot translate more than it has.
+        Accelerator::Kvm => format!("{model},host-phys-bits=on"),
+        Accelerator::Tcg(_) => format!("{model},phys-bits={PHYSICAL_BITS}"),
     }
 }

@@ -126,6 +126,19 @@ impl TopologyBuilder {
         self
     }
 
+    /// Gives the guest the system image: Debian's nvme-cli, fio, mkfs and more, for
+    /// [`Guest::system`](crate::lab::Guest::system).
+    pub fn system(mut self) -> Self {
+        self.topology.guest.system = true;
+        self
+    }
+
+    /// Gives the guest a system image with a Debian package more.
+    pub fn package(mut self, name: impl Into<String>) -> Self {
+        self.topology.guest.packages.push(name.into());
+        self.system()
+    }
+
     /// Runs a QEMU of one's own.
     pub fn qemu(mut self, program: impl Into<PathBuf>) -> Self {
         self.topology.guest.qemu = Some(program.into());

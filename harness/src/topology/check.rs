@@ -1,22 +1,24 @@
 //! The rules that every topology keeps.
 
+mod nvme;
+
 use std::collections::HashMap;
 
-use super::device::{Backing, DeviceOptions, NvmeOptions};
+use super::device::DeviceOptions;
 use super::error::{TopologyError, TopologyFault, hint};
 use super::sizes::{self, GIB, MIB};
-use super::{EndpointOptions, Guest, Topology};
+use super::{Guest, Topology};
 use crate::shape::{MAX_DEPTH, MAX_ROOT_PORTS, MAX_SLOTS, MAX_SWITCH_PORTS};
 
 /// Least and most guest memory. Whether the host has as much is the lab's to check.
 const MEMORY: (u64, u64) = (128 * MIB, 1 << 40);
 const MAX_CPUS: u32 = 64;
+/// Packages that a topology adds to the system image.
+const MAX_PACKAGES: usize = 256;
 /// A Linux guest adds memory as peer-to-peer memory in units of this size.
 const P2P_UNIT: u64 = 2 * MIB;
 /// Address space for all windows together; the guest's processors have 43 address bits (8 TiB).
 const MAX_WINDOWS: u64 = 1 << 40;
-const MAX_NAMESPACE: u64 = 1 << 50;
-const MAX_IO_QUEUES: u16 = 64;
 
 /// What a fault was found in, so that a file's reader can point at the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -80,7 +82,7 @@ impl Topology {
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             match &endpoint.device {
                 DeviceOptions::Nvme(options) => {
-                    check_nvme(
+                    nvme::check(
                         Subject::Endpoint(index),
                         endpoint,
                         options,
@@ -343,6 +345,7 @@ fn check_guest(guest: &Guest) -> Checked {
         })?;
         text("load_modules", module, rule, |c| !c.is_control())?;
     }
+    check_packages(guest)?;
     if guest.kernel.is_none() && guest.modules.is_some() {
         let fault = TopologyFault::Needs {
             field: "modules",
@@ -362,62 +365,39 @@ fn check_guest(guest: &Guest) -> Checked {
     Ok(())
 }
 
-fn check_nvme(
-    subject: Subject,
-    endpoint: &EndpointOptions,
-    options: &NvmeOptions,
-    window: u64,
-) -> Checked {
-    if ![512, 4096].contains(&options.block_size) {
-        let word = options.block_size.to_string();
-        let hint = "valid are 512 and 4096".to_owned();
-        let fault = TopologyFault::UnknownWord {
-            field: "block_size",
-            word,
-            hint,
-        };
-        return Err(subject.finds("block_size", fault));
+/// Names as Debian has them (Policy 5.6.1): what else there may be, apt would take for an option or a request to
+/// leave a package out.
+fn check_packages(guest: &Guest) -> Checked {
+    let subject = Subject::Guest;
+    let finds = |fault| Err(subject.finds("packages", fault));
+    if !guest.packages.is_empty() && !guest.system {
+        return finds(TopologyFault::Needs {
+            field: "packages",
+            needs: "system = true",
+        });
     }
-    check_size_bounds(subject, "size", options.size, (MIB, MAX_NAMESPACE))?;
-    check_multiple(subject, "size", options.size, options.block_size.into())?;
-    check_bounds(
-        subject,
-        "io_queues",
-        options.io_queues.into(),
-        (1, MAX_IO_QUEUES.into()),
-    )?;
-    if let Some(serial) = &options.serial {
-        let printable = serial
-            .bytes()
-            .all(|byte| byte.is_ascii_graphic() || byte == b' ');
-        if !printable || !(1..=20).contains(&serial.len()) {
-            let value = serial.chars().take(40).collect();
-            let rule = "a serial number is 1 to 20 printable ASCII characters";
-            let fault = TopologyFault::BadText {
-                field: "serial",
-                value,
-                rule,
-            };
-            return Err(subject.finds("serial", fault));
+    if guest.packages.len() > MAX_PACKAGES {
+        return finds(TopologyFault::BadCount {
+            what: "packages".to_owned(),
+            count: guest.packages.len(),
+            min: 0,
+            max: MAX_PACKAGES,
+        });
+    }
+    let lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    for name in &guest.packages {
+        if (2..=100).contains(&name.len())
+            && name.starts_with(lower)
+            && !name.ends_with('-')
+            && name.chars().all(|c| lower(c) || "+.-".contains(c))
+        {
+            continue;
         }
-    }
-    if let Backing::File { path, .. } = &options.backing {
-        check_path(subject, "file", path)?;
-    }
-    let Some(cmb) = options.cmb else {
-        return Ok(());
-    };
-    // The nvme driver of Linux silently leaves a CMB alone whose size is no multiple of 2 MiB.
-    check_size_bounds(subject, "cmb", cmb.size, (P2P_UNIT, 256 * GIB))?;
-    check_power_of_two(subject, "cmb", cmb.size)?;
-    if cmb.size > window {
-        let fault = TopologyFault::WindowTooSmall {
-            endpoint: endpoint.name.clone(),
-            bar: cmb.size,
-            window,
-            wanted: cmb.size,
-        };
-        return Err(subject.finds("cmb", fault));
+        return finds(TopologyFault::BadText {
+            field: "packages",
+            value: name.chars().take(80).collect(),
+            rule: "give the name of a Debian package, such as `strace`",
+        });
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! The kinds of device a slot can hold, with their options.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use p2plab_nvme::{CmbScheme, Fault};
 use p2plab_pcie::CpuAccess;
 
 /// A device with its options. NVRAM cards and RDMA NICs will be further variants.
@@ -58,19 +60,17 @@ impl Interrupts {
 /// Short name for scenarios: `Nvme::memory(GIB).cmb(64 * MIB)`.
 pub type Nvme = NvmeOptions;
 
-/// An NVMe SSD with one namespace.
+/// An NVMe SSD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NvmeOptions {
-    /// Size of the namespace in bytes, a multiple of `block_size`.
-    pub size: u64,
-    /// Where its bytes are.
-    pub backing: Backing,
-    /// The namespace refuses writes.
-    pub read_only: bool,
-    /// Logical block size in bytes: 512 or 4096.
-    pub block_size: u32,
+    /// Its namespaces; the first is NSID 1.
+    pub namespaces: Vec<NamespaceOptions>,
     /// Controller Memory Buffer, if any.
     pub cmb: Option<CmbOptions>,
+    /// Persistent Memory Region, if any.
+    pub pmr: Option<PmrOptions>,
+    /// Faults that its commands meet from the start.
+    pub faults: Vec<Fault>,
     /// Pairs of I/O queues that the controller offers, 1 to 64.
     pub io_queues: u16,
     /// How it interrupts the guest. QEMU 11.1 survives the hot-unplug of an endpoint with INTx only.
@@ -79,33 +79,31 @@ pub struct NvmeOptions {
     pub serial: Option<String>,
 }
 
-/// A Controller Memory Buffer (NVMe Base 2.0, section 8.5), in a BAR of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CmbOptions {
-    /// Size in bytes: a power of two, at least 2 MiB (Linux ignores a smaller one).
+/// A namespace of an NVMe SSD.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceOptions {
+    /// Size in bytes, a multiple of `block_size`.
     pub size: u64,
-    /// How the guest's CPU reaches it. Mapped is fast, but CPU accesses are not counted.
-    pub cpu_access: CpuAccess,
-    /// The controller accepts submission queues in it (CMBSZ.SQS).
-    pub submission_queues: bool,
+    /// Where its bytes are.
+    pub backing: Backing,
+    /// It refuses writes.
+    pub read_only: bool,
+    /// Logical block size in bytes: 512 or 4096.
+    pub block_size: u32,
 }
 
-impl NvmeOptions {
-    /// An SSD of `size` bytes in memory.
+impl NamespaceOptions {
+    /// A namespace of `size` bytes in memory.
     pub fn memory(size: u64) -> Self {
         Self {
             size,
             backing: Backing::Memory,
             read_only: false,
             block_size: 512,
-            cmb: None,
-            io_queues: 8,
-            interrupts: Interrupts::MsiX,
-            serial: None,
         }
     }
 
-    /// An SSD of `size` bytes on an existing file of at least that size.
+    /// A namespace of `size` bytes on an existing file of at least that size.
     pub fn file(path: impl Into<PathBuf>, size: u64) -> Self {
         Self {
             backing: Backing::File {
@@ -115,32 +113,151 @@ impl NvmeOptions {
             ..Self::memory(size)
         }
     }
+}
 
-    /// Creates the backing file where it does not exist. Without a file this changes nothing.
+/// A Controller Memory Buffer (NVMe Base 2.0, section 8.5), in a BAR of its own. What is switched off is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CmbOptions {
+    /// Size in bytes: a power of two, at least 2 MiB (Linux ignores a smaller one).
+    pub size: u64,
+    /// Where it starts in its BAR (CMBLOC.OFST): a multiple of 2 MiB.
+    pub offset: u64,
+    /// How the guest's CPU reaches it. Mapped is fast, but CPU accesses are not counted.
+    pub cpu_access: CpuAccess,
+    /// How the guest finds and addresses it: as of NVMe 1.4, or as before.
+    pub scheme: CmbScheme,
+    /// The controller accepts submission queues in it (CMBSZ.SQS).
+    pub submission_queues: bool,
+    /// The controller accepts completion queues in it (CMBSZ.CQS).
+    pub completion_queues: bool,
+    /// The controller accepts PRP lists and SGL segments in it (CMBSZ.LISTS).
+    pub lists: bool,
+    /// The controller puts data into it (CMBSZ.RDS).
+    pub read_data: bool,
+    /// The controller takes data from it (CMBSZ.WDS).
+    pub write_data: bool,
+    /// The lists of one command may lie partly in it (CMBLOC.CDPMLS).
+    pub mixed_lists: bool,
+    /// Lists may lie in it although their command does not (CMBLOC.CDPCILS).
+    pub independent_lists: bool,
+}
+
+/// A Persistent Memory Region (NVMe Base 2.0, section 8.14), in a BAR of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PmrOptions {
+    /// Size in bytes: a power of two, at least 2 MiB.
+    pub size: u64,
+    /// Where its bytes are. Those of a file outlive the lab.
+    pub backing: Backing,
+    /// How the guest's CPU reaches it. A mapped one answers the CPU while it is not enabled, too.
+    pub cpu_access: CpuAccess,
+    /// The controller and peers may put data into it (PMRCAP.RDS).
+    pub read_data: bool,
+    /// The controller and peers may take data from it (PMRCAP.WDS).
+    pub write_data: bool,
+    /// Time from PMRCTL.EN until it is ready, at most 120 s.
+    pub ready_after: Duration,
+}
+
+impl PmrOptions {
+    /// A trapped region of `size` bytes in memory, ready at once.
+    pub fn memory(size: u64) -> Self {
+        Self {
+            size,
+            backing: Backing::Memory,
+            cpu_access: CpuAccess::Trapped,
+            read_data: true,
+            write_data: true,
+            ready_after: Duration::ZERO,
+        }
+    }
+
+    /// The same in a file, which is created, sparse, where it does not exist.
+    pub fn file(path: impl Into<PathBuf>, size: u64) -> Self {
+        Self {
+            backing: Backing::File {
+                path: path.into(),
+                create: true,
+            },
+            ..Self::memory(size)
+        }
+    }
+
+    /// Maps it into the guest: CPU accesses become fast and uncounted.
     #[must_use]
-    pub fn create(mut self) -> Self {
-        if let Backing::File { create, .. } = &mut self.backing {
-            *create = true;
+    pub fn mapped(mut self) -> Self {
+        self.cpu_access = CpuAccess::Mapped;
+        self
+    }
+
+    /// Lets `time` pass from PMRCTL.EN until it is ready.
+    #[must_use]
+    pub fn ready_after(mut self, time: Duration) -> Self {
+        self.ready_after = time;
+        self
+    }
+}
+
+impl NvmeOptions {
+    /// An SSD of `size` bytes in memory.
+    pub fn memory(size: u64) -> Self {
+        Self::new(NamespaceOptions::memory(size))
+    }
+
+    /// An SSD of `size` bytes on an existing file of at least that size.
+    pub fn file(path: impl Into<PathBuf>, size: u64) -> Self {
+        Self::new(NamespaceOptions::file(path, size))
+    }
+
+    fn new(namespace: NamespaceOptions) -> Self {
+        Self {
+            namespaces: vec![namespace],
+            cmb: None,
+            pmr: None,
+            faults: Vec::new(),
+            io_queues: 8,
+            interrupts: Interrupts::MsiX,
+            serial: None,
+        }
+    }
+
+    /// Adds a namespace behind the others.
+    #[must_use]
+    pub fn namespace(mut self, namespace: NamespaceOptions) -> Self {
+        self.namespaces.push(namespace);
+        self
+    }
+
+    /// Creates the backing file of the last namespace where it does not exist. Without a file this changes nothing.
+    #[must_use]
+    pub fn create(self) -> Self {
+        self.last(|namespace| {
+            if let Backing::File { create, .. } = &mut namespace.backing {
+                *create = true;
+            }
+        })
+    }
+
+    /// Makes the last namespace refuse writes.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        self.last(|namespace| namespace.read_only = true)
+    }
+
+    /// Sets the logical block size of the last namespace in bytes.
+    #[must_use]
+    pub fn block_size(self, bytes: u32) -> Self {
+        self.last(|namespace| namespace.block_size = bytes)
+    }
+
+    fn last(mut self, change: impl FnOnce(&mut NamespaceOptions)) -> Self {
+        if let Some(namespace) = self.namespaces.last_mut() {
+            change(namespace);
         }
         self
     }
 
-    /// Makes the namespace refuse writes.
-    #[must_use]
-    pub fn read_only(mut self) -> Self {
-        self.read_only = true;
-        self
-    }
-
-    /// Sets the logical block size in bytes.
-    #[must_use]
-    pub fn block_size(mut self, bytes: u32) -> Self {
-        self.block_size = bytes;
-        self
-    }
-
-    /// Adds a CMB of `size` bytes for data and submission queues; the CPU's accesses are trapped, and so
-    /// counted.
+    /// Adds a CMB of `size` bytes for everything; the CPU's accesses are trapped, and so counted.
     #[must_use]
     pub fn cmb(mut self, size: u64) -> Self {
         self.cmb = Some(CmbOptions::new(size));
@@ -151,6 +268,20 @@ impl NvmeOptions {
     #[must_use]
     pub fn cmb_with(mut self, cmb: CmbOptions) -> Self {
         self.cmb = Some(cmb);
+        self
+    }
+
+    /// Adds a Persistent Memory Region.
+    #[must_use]
+    pub fn pmr(mut self, pmr: PmrOptions) -> Self {
+        self.pmr = Some(pmr);
+        self
+    }
+
+    /// Adds a fault that its commands meet from the start.
+    #[must_use]
+    pub fn fault(mut self, fault: Fault) -> Self {
+        self.faults.push(fault);
         self
     }
 
@@ -177,12 +308,20 @@ impl NvmeOptions {
 }
 
 impl CmbOptions {
-    /// A trapped CMB of `size` bytes for data and submission queues.
+    /// A trapped CMB of `size` bytes for everything.
     pub fn new(size: u64) -> Self {
         Self {
             size,
+            offset: 0,
             cpu_access: CpuAccess::Trapped,
+            scheme: CmbScheme::V1_4,
             submission_queues: true,
+            completion_queues: true,
+            lists: true,
+            read_data: true,
+            write_data: true,
+            mixed_lists: true,
+            independent_lists: true,
         }
     }
 
@@ -193,10 +332,24 @@ impl CmbOptions {
         self
     }
 
-    /// Offers it for data only.
+    /// Offers it for data and its lists only.
     #[must_use]
     pub fn data_only(mut self) -> Self {
         self.submission_queues = false;
+        self.completion_queues = false;
         self
+    }
+
+    /// Lets the guest find and address it as before NVMe 1.4.
+    #[must_use]
+    pub fn scheme(mut self, scheme: CmbScheme) -> Self {
+        self.scheme = scheme;
+        self
+    }
+
+    /// Bytes of its BAR.
+    pub fn bar(&self) -> u64 {
+        let end = self.size.saturating_add(self.offset);
+        end.checked_next_power_of_two().unwrap_or(u64::MAX)
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::sizes::{self, BadSize};
+use super::times::BadTime;
 
 /// Why a topology is refused: what, where, and how to mend it.
 #[derive(Debug)]
@@ -102,6 +103,14 @@ pub enum TopologyFault {
         /// What is wrong with it.
         error: BadSize,
     },
+    /// Not a time.
+    #[error("`{field}`: {error}")]
+    BadTime {
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it.
+        error: BadTime,
+    },
     /// A name with other characters, empty or too long.
     #[error("`{0}` is not a name: use 1 to 32 characters of a-z, A-Z, 0-9, `.`, `_` and `-`")]
     BadName(String),
@@ -196,14 +205,14 @@ pub enum TopologyFault {
     },
     /// The BARs of an endpoint do not fit behind its port.
     #[error(
-        "the CMB of `{endpoint}` takes {} and does not fit with its registers into a window of {}; set \
-         `window = \"{}\"` under [guest] or make the CMB smaller",
+        "CMB and PMR of `{endpoint}` take {} and do not fit into a window of {}; set `window = \"{}\"` under \
+         [guest] or make them smaller",
         sizes::format(*.bar), sizes::format(*.window), sizes::format(*.wanted)
     )]
     WindowTooSmall {
         /// The endpoint.
         endpoint: String,
-        /// Bytes of its CMB.
+        /// Bytes of its CMB's and PMR's BARs.
         bar: u64,
         /// Bytes of the window.
         window: u64,
@@ -243,6 +252,16 @@ pub enum TopologyFault {
         field: &'static str,
         /// The field that is not.
         needs: &'static str,
+    },
+    /// Two fields of which only one may be there.
+    #[error("`{field}` and `{other}` do not go together; {cure}")]
+    Conflict {
+        /// One.
+        field: &'static str,
+        /// The other.
+        other: &'static str,
+        /// What to do.
+        cure: &'static str,
     },
     /// A file or folder that is not there, or of the wrong kind.
     #[error("`{field}` of {owner}: {}: {problem}; {mend}", .path.display())]

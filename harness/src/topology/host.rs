@@ -49,40 +49,55 @@ impl Topology {
 
 fn check_endpoint(endpoint: &EndpointOptions) -> Result<(), TopologyError> {
     let DeviceOptions::Nvme(options) = &endpoint.device;
-    let Backing::File { path, create } = &options.backing else {
+    let owner = format!("endpoint `{}`", endpoint.name);
+    for namespace in &options.namespaces {
+        check_backing("file", &owner, &namespace.backing, namespace.size)?;
+    }
+    match &options.pmr {
+        Some(pmr) => check_backing("pmr", &owner, &pmr.backing, pmr.size),
+        None => Ok(()),
+    }
+}
+
+fn check_backing(
+    field: &'static str,
+    owner: &str,
+    backing: &Backing,
+    bytes: u64,
+) -> Result<(), TopologyError> {
+    let Backing::File { path, create } = backing else {
         return Ok(());
     };
-    let owner = format!("endpoint `{}`", endpoint.name);
     if *create && !path.exists() {
         let folder = path
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty());
         if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
             let mend = "make the folder first";
-            return Err(refuse(("file", &owner, folder, "is not a folder", mend)));
+            return Err(refuse((field, owner, folder, "is not a folder", mend)));
         }
         return Ok(());
     }
-    let size = sizes::format(options.size);
+    let size = sizes::format(bytes);
     let mend = format!(
         "make it with `truncate -s {} {}`, or set `create = true`",
-        options.size,
+        bytes,
         path.display()
     );
-    let found = look("file", &owner, path, &mend)?;
-    if found.is_file() && found.len() < options.size {
+    let found = look(field, owner, path, &mend)?;
+    if found.is_file() && found.len() < bytes {
         let problem = format!("has {}, {size} are needed", sizes::format(found.len()));
         let mend = format!(
             "enlarge it with `truncate -s {} {}`, or make `size` smaller",
-            options.size,
+            bytes,
             path.display()
         );
-        return Err(refuse(("file", &owner, path, &problem, &mend)));
+        return Err(refuse((field, owner, path, &problem, &mend)));
     }
     if found.is_dir() {
         return Err(refuse((
-            "file",
-            &owner,
+            field,
+            owner,
             path,
             "is a folder",
             "name a file in it",

@@ -27,12 +27,18 @@ mod error;
 mod host;
 mod read;
 pub mod sizes;
+pub mod times;
 mod write;
 
 use std::path::PathBuf;
 
 pub use builder::TopologyBuilder;
-pub use device::{Backing, CmbOptions, DeviceOptions, Interrupts, Nvme, NvmeOptions};
+pub use device::{
+    Backing, CmbOptions, DeviceOptions, Interrupts, NamespaceOptions, Nvme, NvmeOptions, PmrOptions,
+};
+/// How a guest finds a CMB, and what commands may meet: the NVMe model's own.
+pub use p2plab_nvme::{CmbScheme, Fault, FaultEffect};
+
 pub use error::{Place, TopologyError, TopologyFault};
 pub use sizes::{GIB, KIB, MIB};
 
@@ -69,6 +75,10 @@ pub struct Guest {
     /// Kernel modules to load besides those that the endpoints need, each with its parameters after it
     /// (`nvme use_cmb_sqes=0`). A driver named here with parameters gets them.
     pub load_modules: Vec<String>,
+    /// The guest has the system image: Debian's nvme-cli, fio, mkfs and more, below `/system`.
+    pub system: bool,
+    /// Debian packages in the system image beside those that it always has.
+    pub packages: Vec<String>,
     /// A `qemu-system-x86_64` of one's own instead of the lab's.
     pub qemu: Option<PathBuf>,
     /// Bytes of 64-bit prefetchable address space behind each slot: a power of two (default 1 GiB).
@@ -86,6 +96,8 @@ impl Default for Guest {
             kernel: None,
             modules: None,
             load_modules: Vec::new(),
+            system: false,
+            packages: Vec::new(),
             qemu: None,
             window: GIB,
         }

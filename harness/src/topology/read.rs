@@ -3,18 +3,22 @@
 //! The file is walked by hand rather than by serde, so that every fault has its line and names what would
 //! have been right.
 
+mod nvme;
+
+pub(super) use nvme::EFFECTS;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use p2plab_pcie::CpuAccess;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::check::Subject;
-use super::device::{Backing, CmbOptions, DeviceOptions, Interrupts, NvmeOptions};
+use super::device::DeviceOptions;
 use super::error::{Place, TopologyError, TopologyFault, hint};
-use super::{EndpointOptions, Guest, RootPort, Switch, Topology, sizes};
+use super::{EndpointOptions, Guest, RootPort, Switch, Topology, sizes, times};
 
 const TOP: &[&str] = &["name", "guest", "root_port", "switch", "endpoint"];
 const GUEST: &[&str] = &[
@@ -24,27 +28,14 @@ const GUEST: &[&str] = &[
     "window",
     "kernel_arguments",
     "load_modules",
+    "system",
+    "packages",
     "kernel",
     "modules",
     "qemu",
 ];
 const ROOT_PORT: &[&str] = &["name"];
 const SWITCH: &[&str] = &["name", "below", "ports"];
-const NVME: &[&str] = &[
-    "name",
-    "port",
-    "device",
-    "size",
-    "file",
-    "create",
-    "read_only",
-    "block_size",
-    "io_queues",
-    "interrupts",
-    "serial",
-    "cmb",
-];
-const CMB: &[&str] = &["size", "cpu", "sqs"];
 const DEVICES: &[&str] = &["nvme"];
 /// No topology needs more; a file of any size is not read into memory.
 const MAX_FILE: u64 = sizes::MIB;
@@ -176,6 +167,8 @@ impl Reader {
             kernel: self.path(&fields, "kernel")?,
             modules: self.path(&fields, "modules")?,
             load_modules: fields.list("load_modules")?.unwrap_or_default(),
+            system: fields.flag("system")?.unwrap_or(default.system),
+            packages: fields.list("packages")?.unwrap_or_default(),
             qemu: self.path(&fields, "qemu")?,
             window: fields.size("window")?.unwrap_or(default.window),
         })
@@ -186,50 +179,12 @@ impl Reader {
         // The device decides which fields there are, so it is looked at first.
         let device = Fields::unchecked("an endpoint", value)?;
         device.word("device", "device = \"nvme\"", DEVICES)?;
-        let fields = Fields::of(CONTEXT, value, NVME)?;
+        let fields = Fields::of(CONTEXT, value, nvme::FIELDS)?;
         fields.note(Subject::Endpoint(index), self);
         Ok(EndpointOptions {
             name: fields.text("name", "name = \"ssd0\"")?,
             port: fields.text("port", "port = \"sw0.0\"")?,
             device: DeviceOptions::Nvme(self.nvme(&fields)?),
-        })
-    }
-
-    fn nvme(&self, fields: &Fields<'_>) -> Read<NvmeOptions> {
-        let size = fields.size("size")?;
-        let size = size.ok_or_else(|| fields.missing("size", "size = \"1GiB\""))?;
-        let default = NvmeOptions::memory(size);
-        let create = fields.flag("create")?;
-        let backing = match self.path(fields, "file")? {
-            Some(path) => Backing::File {
-                path,
-                create: create.unwrap_or(false),
-            },
-            None if create.is_some() => {
-                let fault = TopologyFault::Needs {
-                    field: "create",
-                    needs: "file",
-                };
-                return Err((fields.span("create"), fault.into()));
-            }
-            None => Backing::Memory,
-        };
-        let interrupts = match fields.get("interrupts") {
-            Some(_) => match fields.word("interrupts", "", &["msix", "intx"])? {
-                "intx" => Interrupts::IntX,
-                _ => Interrupts::MsiX,
-            },
-            None => default.interrupts,
-        };
-        Ok(NvmeOptions {
-            size,
-            backing,
-            read_only: fields.flag("read_only")?.unwrap_or(default.read_only),
-            block_size: fields.number("block_size")?.unwrap_or(default.block_size),
-            cmb: fields.get("cmb").map(cmb).transpose()?,
-            io_queues: fields.number("io_queues")?.unwrap_or(default.io_queues),
-            interrupts,
-            serial: fields.optional_text("serial")?,
         })
     }
 
@@ -255,21 +210,6 @@ fn switch(fields: &Fields<'_>) -> Read<Switch> {
             .list("ports")?
             .ok_or_else(|| fields.missing("ports", "ports = [\"sw0.0\", \"sw0.1\"]"))?,
     })
-}
-
-fn cmb(value: &Value<'_>) -> Read<CmbOptions> {
-    let fields = Fields::of("a cmb", value, CMB)?;
-    let size = fields.size("size")?;
-    let size = size.ok_or_else(|| fields.missing("size", "cmb = { size = \"64MiB\" }"))?;
-    let mut options = CmbOptions::new(size);
-    if fields.get("cpu").is_some() {
-        options.cpu_access = match fields.word("cpu", "", &["trapped", "mapped"])? {
-            "mapped" => CpuAccess::Mapped,
-            _ => CpuAccess::Trapped,
-        };
-    }
-    options.submission_queues = fields.flag("sqs")?.unwrap_or(options.submission_queues);
-    Ok(options)
 }
 
 /// A table with the names that its fields may have.
@@ -410,6 +350,17 @@ impl<'a> Fields<'a> {
             number.ok_or_else(|| wrong_type(field, "a small whole number", value))
         };
         self.get(field).map(number).transpose()
+    }
+
+    /// A time, as a text such as `"100ms"`.
+    fn time(&self, field: &'static str) -> Read<Option<Duration>> {
+        let time = |value: &Value<'_>| {
+            let text = value.get_ref().as_str();
+            let text = text.ok_or_else(|| wrong_type(field, "a time such as \"100ms\"", value))?;
+            times::parse(text)
+                .map_err(|error| (value.span(), TopologyFault::BadTime { field, error }.into()))
+        };
+        self.get(field).map(time).transpose()
     }
 
     /// Bytes, as a text such as `"64MiB"` or as a number.

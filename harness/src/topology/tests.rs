@@ -1,5 +1,7 @@
 use std::path::Path;
+use std::time::Duration;
 
+use p2plab_nvme::spec::status::Status;
 use proptest::prelude::*;
 
 use super::*;
@@ -59,7 +61,13 @@ fn the_examples_are_good() {
     names.sort();
     assert_eq!(
         names,
-        ["cascaded", "nvme-cmb-copy", "one-switch", "two-root-ports"]
+        [
+            "cascaded",
+            "nvme-cmb-copy",
+            "one-switch",
+            "tools",
+            "two-root-ports"
+        ]
     );
 }
 
@@ -164,6 +172,200 @@ fn mistakes_are_named_with_their_place_and_their_cure() {
     }
 }
 
+const FULL: &str = r#"
+name = "full"
+[[root_port]]
+name = "rp0"
+[[endpoint]]
+name = "ssd0"
+port = "rp0"
+device = "nvme"
+namespaces = [
+    { size = "1GiB" },
+    { size = "2GiB", file = "/disk", create = true, block_size = 4096, read_only = true },
+]
+cmb = { size = "64MiB", offset = "2MiB", cqs = false, wds = false, cdpcils = false }
+pmr = { size = "16MiB", file = "/pmr", create = true, cpu = "mapped", ready_after = "250ms" }
+faults = [
+    { opcode = "write", lba = [0, 99], status = "write-fault", count = 3, after = 10 },
+    { queue = "admin", opcode = "identify", delay = "2s" },
+    { queue = 2, nsid = 2, opcode = 0x19, effect = "power-cut" },
+    { status = 0x4002 },
+]
+"#;
+
+#[test]
+fn every_option_of_an_ssd_can_be_said_in_both_forms() {
+    let mut cmb = CmbOptions::new(64 * MIB);
+    (cmb.offset, cmb.completion_queues) = (2 * MIB, false);
+    (cmb.write_data, cmb.independent_lists) = (false, false);
+    let fault = |effect, change: fn(&mut Fault)| {
+        let mut fault = Fault::new(effect);
+        change(&mut fault);
+        fault
+    };
+    let ssd = Nvme::memory(GIB)
+        .namespace(NamespaceOptions::file("/disk", 2 * GIB))
+        .create()
+        .block_size(4096)
+        .read_only()
+        .cmb_with(cmb)
+        .pmr(
+            PmrOptions::file("/pmr", 16 * MIB)
+                .mapped()
+                .ready_after(Duration::from_millis(250)),
+        )
+        .fault(fault(FaultEffect::Status(Status::WRITE_FAULT), |f| {
+            (f.opcode, f.lba) = (Some(1), Some(0..=99));
+            (f.count, f.after) = (Some(3), 10);
+        }))
+        .fault(fault(FaultEffect::Delay(Duration::from_secs(2)), |f| {
+            (f.queue, f.opcode) = (Some(0), Some(6));
+        }))
+        .fault(fault(FaultEffect::PowerCut, |f| {
+            (f.queue, f.nsid, f.opcode) = (Some(2), Some(2), Some(0x19));
+        }))
+        .fault(Fault::new(FaultEffect::Status(Status::INVALID_FIELD)));
+    let built = Topology::builder("full")
+        .root_port("rp0")
+        .nvme("ssd0", "rp0", ssd)
+        .build()
+        .unwrap();
+    assert_eq!(read(FULL).unwrap(), built);
+    assert_eq!(read(&built.to_toml()).unwrap(), built);
+}
+
+/// Mistakes in the options of an SSD, as above.
+#[test]
+fn mistakes_in_an_ssd_are_named_with_their_place_and_their_cure() {
+    for (old, new, said) in [
+        (
+            "device = \"nvme\"",
+            "device = \"nvme\"\nsize = \"1GiB\"",
+            "lab.toml:9:8: `size` and `namespaces` do not go together",
+        ),
+        (
+            "read_only = true",
+            "readonly = true",
+            "lab.toml:11:72: a namespace has no field `readonly`; did you mean `read_only`?",
+        ),
+        (
+            "block_size = 4096",
+            "block_size = 1024",
+            "`1024` is not a value of `block_size`; valid are 512 and 4096",
+        ),
+        (
+            "\"1GiB\" },",
+            "\"1KiB\" },",
+            "`size` is 1KiB, it must be 1MiB to 1024TiB",
+        ),
+        (
+            "offset = \"2MiB\"",
+            "offset = \"3MiB\"",
+            "`offset` is 3MiB, it must be a multiple of 2MiB",
+        ),
+        (
+            "cdpcils",
+            "cdpcil",
+            "a cmb has no field `cdpcil`; did you mean `cdpcils`",
+        ),
+        ("wds = false", "scheme = \"1.3\"", "NVMe 1.3 has no PMR"),
+        (
+            "wds = false",
+            "scheme = \"1.2\"",
+            "`1.2` is not a value of `scheme`; did you mean",
+        ),
+        (
+            "size = \"16MiB\"",
+            "size = \"17MiB\"",
+            "`pmr` is 17MiB, it must be a power of two, such as 32MiB",
+        ),
+        (
+            "size = \"16MiB\"",
+            "size = \"1GiB\"",
+            "set `window = \"2GiB\"` under [guest]",
+        ),
+        ("\"250ms\"", "\"250\"", "`ready_after`: `250` is not a time"),
+        (
+            "\"250ms\"",
+            "\"121s\"",
+            "`ready_after` is 121s, it must be 0s to 120s",
+        ),
+        (
+            "\"write\"",
+            "\"wite\"",
+            "lab.toml:16:16: `wite` is not a value of `opcode`; did you mean `write`",
+        ),
+        (
+            "\"write-fault\"",
+            "\"write-fail\"",
+            "`write-fail` is not a value of `status`; did you mean `write-fault`",
+        ),
+        (
+            "\"power-cut\"",
+            "\"cut\"",
+            "valid are `media-error`, `drop-completion`",
+        ),
+        (
+            "opcode = 0x19",
+            "opcode = 0x119",
+            "`opcode` must be one of its names or a valid code",
+        ),
+        (
+            "0x4002",
+            "0",
+            "`status` must be one of its names or a valid code",
+        ),
+        (
+            "status = 0x4002",
+            "nsid = 1",
+            "lab.toml:19:5: a fault needs the field `status`",
+        ),
+        (
+            "status = 0x4002",
+            "status = 1, delay = \"1s\"",
+            "`delay` and `status` do not go together",
+        ),
+        (
+            "[0, 99]",
+            "[99]",
+            "`lba` must be the first and the last block, as [0, 99]",
+        ),
+        (
+            "[0, 99]",
+            "[99, 0]",
+            "`lba` = `[99, 0]`: the last block is before the first",
+        ),
+        (
+            "\"admin\"",
+            "\"io\"",
+            "`queue` must be the number of an I/O queue or \"admin\"",
+        ),
+        (
+            "queue = 2",
+            "queue = 9",
+            "lab.toml:15:10: `queue` is 9, it must be 0 to 8",
+        ),
+        ("nsid = 2", "nsid = 3", "`nsid` is 3, it must be 1 to 2"),
+        (
+            "opcode = \"identify\"",
+            "lba = [0, 1]",
+            "`lba` and `queue` do not go together",
+        ),
+        ("faults = [", "faults = 1 # [", "`faults` must be"),
+    ] {
+        assert!(FULL.contains(old), "{old}");
+        let text = FULL.replacen(old, new, 1);
+        let text = match text.split_once("1 # [") {
+            Some((head, _)) => format!("{head}1\n"),
+            None => text,
+        };
+        let message = complaint(&text);
+        assert!(message.contains(said), "{message}\nlacks\n{said}");
+        assert!(!message.contains('\n'), "{message}");
+    }
+}
+
 #[test]
 fn limits_hold() {
     let builder = |ports| {
@@ -214,13 +416,34 @@ fn modules_may_have_parameters() {
 }
 
 #[test]
+fn packages_are_names_and_need_the_system_image() {
+    let with = |name: &str| {
+        let builder = Topology::builder("packages").root_port("rp0");
+        builder.package(name).build()
+    };
+    let topology = with("libstdc++6").unwrap();
+    assert!(topology.guest.system);
+    assert_eq!(read(&topology.to_toml()).unwrap(), topology);
+    for bad in [
+        "", "a", "-o", "--help", "strace-", "a b", "fio=1", "fio/sid", "Fio", "a;b",
+    ] {
+        assert!(with(bad).is_err(), "{bad:?}");
+    }
+    let packages = "name = \"one\"\nguest = { packages = [\"gdb\"] }";
+    assert_eq!(
+        complaint(&GOOD.replacen("name = \"one\"", packages, 1)),
+        "lab.toml:3:22: `packages` needs `system = true`, too"
+    );
+}
+
+#[test]
 fn paths_are_relative_to_the_file() {
     let text = GOOD.replace("size = \"1GiB\"", "size = \"1GiB\"\nfile = \"disk\"");
     let topology = Topology::from_toml_text(&text, Path::new("/labs/lab.toml")).unwrap();
     let DeviceOptions::Nvme(options) = &topology.endpoints[0].device;
     let path = PathBuf::from("/labs/disk");
     assert_eq!(
-        options.backing,
+        options.namespaces[0].backing,
         Backing::File {
             path,
             create: false
@@ -228,42 +451,118 @@ fn paths_are_relative_to_the_file() {
     );
 }
 
-fn any_nvme() -> impl Strategy<Value = NvmeOptions> {
-    let backing = prop_oneof![
+fn any_backing() -> impl Strategy<Value = Backing> {
+    prop_oneof![
         Just(Backing::Memory),
         ("/[^/\0]{1,20}", any::<bool>()).prop_map(|(path, create)| Backing::File {
             path: path.into(),
             create
         }),
-    ];
-    let cmb = proptest::option::of((21u32..30, any::<bool>(), any::<bool>()).prop_map(
-        |(shift, mapped, sqs)| {
-            let cmb = CmbOptions {
-                submission_queues: sqs,
-                ..CmbOptions::new(1 << shift)
-            };
-            if mapped { cmb.mapped() } else { cmb }
+    ]
+}
+
+fn any_namespace() -> impl Strategy<Value = NamespaceOptions> {
+    let block_size = prop_oneof![Just(512), Just(4096)];
+    (256u64..1 << 20, any_backing(), any::<bool>(), block_size).prop_map(
+        |(blocks, backing, read_only, block_size)| NamespaceOptions {
+            size: blocks * 4096,
+            backing,
+            read_only,
+            block_size,
         },
-    ));
-    let serial = proptest::option::of("[ -~]{1,20}");
+    )
+}
+
+fn any_cmb() -> impl Strategy<Value = CmbOptions> {
+    (21u32..28, 0u64..10, any::<[bool; 8]>()).prop_map(|(shift, offset, flags)| {
+        let [mapped, sqs, cqs, lists, rds, wds, mixed, independent] = flags;
+        let cmb = CmbOptions {
+            offset: offset * 2 * MIB,
+            submission_queues: sqs,
+            completion_queues: cqs,
+            lists,
+            read_data: rds,
+            write_data: wds,
+            mixed_lists: mixed,
+            independent_lists: independent,
+            ..CmbOptions::new(1 << shift)
+        };
+        if mapped { cmb.mapped() } else { cmb }
+    })
+}
+
+fn any_pmr() -> impl Strategy<Value = PmrOptions> {
+    let time = (0u64..120_000_000_000).prop_map(Duration::from_nanos);
+    (21u32..28, any_backing(), any::<[bool; 3]>(), time).prop_map(
+        |(shift, backing, [mapped, rds, wds], time)| {
+            let pmr = PmrOptions {
+                backing,
+                read_data: rds,
+                write_data: wds,
+                ..PmrOptions::memory(1 << shift).ready_after(time)
+            };
+            if mapped { pmr.mapped() } else { pmr }
+        },
+    )
+}
+
+fn any_fault() -> impl Strategy<Value = Fault> {
+    let effect = prop_oneof![
+        (1u16..0x800, any::<bool>())
+            .prop_map(|(code, dnr)| { FaultEffect::Status(Status(code | u16::from(dnr) << 14)) }),
+        (0u64..3_600_000_000_000).prop_map(|time| FaultEffect::Delay(Duration::from_nanos(time))),
+        Just(FaultEffect::MediaError),
+        Just(FaultEffect::DropCompletion),
+        Just(FaultEffect::LoseInterrupt),
+        Just(FaultEffect::Fatal),
+        Just(FaultEffect::ReadOnly),
+        Just(FaultEffect::PowerCut),
+    ];
+    use proptest::option::of;
+    let lba = (0u64..1 << 50, 0u64..1 << 50).prop_map(|(first, more)| first..=first + more);
     (
-        256u64..1 << 20,
-        backing,
-        any::<bool>(),
-        prop_oneof![Just(512), Just(4096)],
-        cmb,
+        of(0u16..2),
+        of(any::<u8>()),
+        of(Just(1u32)),
+        of(lba),
+        any::<u32>(),
+        of(1u32..),
+        effect,
+    )
+        .prop_map(|(queue, opcode, nsid, lba, after, count, effect)| Fault {
+            queue,
+            opcode,
+            nsid,
+            lba: lba.filter(|_| queue != Some(0)),
+            after: after.into(),
+            count: count.map(u64::from),
+            effect,
+        })
+}
+
+fn any_nvme() -> impl Strategy<Value = NvmeOptions> {
+    use proptest::collection::vec;
+    use proptest::option::of;
+    (
+        vec(any_namespace(), 1..4),
+        of(any_cmb()),
+        of(any_pmr()),
+        vec(any_fault(), 0..3),
         1u16..64,
         prop_oneof![Just(Interrupts::MsiX), Just(Interrupts::IntX)],
-        serial,
+        of("[ -~]{1,20}"),
+        any::<bool>(),
     )
         .prop_map(
-            |(blocks, backing, read_only, block_size, cmb, io_queues, interrupts, serial)| {
+            |(namespaces, mut cmb, pmr, faults, io_queues, interrupts, serial, old)| {
+                if let Some(cmb) = cmb.as_mut().filter(|_| old && pmr.is_none()) {
+                    cmb.scheme = CmbScheme::V1_3;
+                }
                 NvmeOptions {
-                    size: blocks * 4096,
-                    backing,
-                    read_only,
-                    block_size,
+                    namespaces,
                     cmb,
+                    pmr,
+                    faults,
                     io_queues,
                     interrupts,
                     serial,
@@ -301,11 +600,14 @@ proptest! {
     /// Mistakes in a file that is nearly right go deeper into the reader than noise does.
     #[test]
     fn no_damage_makes_it_panic(
-        at in 0..GOOD.len(),
+        full in any::<bool>(),
+        at in 0..GOOD.len().max(FULL.len()),
         cut in 0usize..20,
         insert in "[\\[\\]{}=\"',.#\n0-9a-zé]{0,6}",
     ) {
-        let end = (at + cut).min(GOOD.len());
-        let _ = read(&format!("{}{insert}{}", &GOOD[..at], &GOOD[end..]));
+        let good = if full { FULL } else { GOOD };
+        let at = at.min(good.len());
+        let end = (at + cut).min(good.len());
+        let _ = read(&format!("{}{insert}{}", &good[..at], &good[end..]));
     }
 }

@@ -30,8 +30,8 @@ pub(super) fn get(
         // Saveable, namespace specific, changeable.
         return Ok(u32::from(feature.saveable) | u32::from(feature.per_namespace) << 1 | 1 << 2);
     }
-    if feature.per_namespace && io::namespace(shared, nsid).is_err() {
-        return Err(Status::INVALID_NAMESPACE);
+    if feature.per_namespace {
+        io::namespace(shared, nsid)?;
     }
     let values = match cdw10.sel() {
         select::CURRENT => lock(&shared.features).clone(),
@@ -87,13 +87,17 @@ pub(super) fn set(
 
 /// The namespaces that the command's NSID stands for; none for a feature of the controller.
 fn addressed(shared: &Shared, per_namespace: bool, nsid: u32) -> Result<Vec<u32>, Status> {
-    let exists = io::namespace(shared, nsid).is_ok();
     match (per_namespace, nsid) {
-        (true, NSID_ALL) => Ok(shared.namespaces.all().iter().map(|ns| ns.nsid).collect()),
-        (true, _) if exists => Ok(vec![nsid]),
+        (true, NSID_ALL) => Ok(shared.namespaces.ids(true)),
         (false, 0 | NSID_ALL) => Ok(Vec::new()),
-        (false, _) if exists => Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC),
-        _ => Err(Status::INVALID_NAMESPACE),
+        _ => {
+            io::namespace(shared, nsid)?;
+            if per_namespace {
+                Ok(vec![nsid])
+            } else {
+                Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC)
+            }
+        }
     }
 }
 

@@ -1,8 +1,11 @@
 //! Admin commands (Base 5). They run on the controller's thread, one at a time.
 
+mod doorbell_buffer;
 mod features;
 mod firmware;
+mod format;
 mod log_page;
+mod namespaces;
 mod queues;
 mod sanitize;
 mod self_test;
@@ -60,6 +63,16 @@ pub(crate) fn execute(
         opcode::GET_LOG_PAGE => log_page::get(shared, dma, command, transfer).map(done),
         opcode::GET_FEATURES => features::get(shared, dma, command, transfer).map(Outcome::Done),
         opcode::SET_FEATURES => features::set(shared, dma, command, transfer).map(Outcome::Done),
+        opcode::FORMAT_NVM => format::format(shared, command).map(done),
+        opcode::NAMESPACE_MANAGEMENT => {
+            namespaces::manage(shared, dma, command, transfer).map(Outcome::Done)
+        }
+        opcode::NAMESPACE_ATTACHMENT => {
+            namespaces::attach(shared, dma, command, transfer).map(done)
+        }
+        opcode::DOORBELL_BUFFER_CONFIG => {
+            doorbell_buffer::configure(shared, dma, command).map(done)
+        }
         opcode::ABORT => Ok(Outcome::Done(abort(core, shared, command))),
         opcode::ASYNC_EVENT_REQUEST => lock(&shared.events)
             .hold(command.cid)
@@ -80,16 +93,16 @@ fn identify(
     command: &Command,
     transfer: &mut Transfer,
 ) -> Result<(), Status> {
-    let [cns, ..] = command.cdw10.get().to_le_bytes();
+    let [cns, _, cntid @ ..] = command.cdw10.get().to_le_bytes();
     let [.., csi] = command.cdw11.get().to_le_bytes();
-    let page = identify::page(
-        &shared.config,
-        &shared.namespaces.all(),
-        lock(&shared.firmware).revision(),
+    let request = identify::Request {
+        firmware: lock(&shared.firmware).revision(),
         cns,
-        command.nsid.get(),
+        cntid: u16::from_le_bytes(cntid),
+        nsid: command.nsid.get(),
         csi,
-    )?;
+    };
+    let page = identify::page(&shared.config, &shared.namespaces, request)?;
     reply(dma, command, &page, transfer)
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use p2plab_pcie::DmaRange;
 
-use crate::cmb::Place;
 use crate::controller::Shared;
 use crate::dma::Dma;
 use crate::lifecycle::Core;
@@ -49,12 +48,14 @@ pub(super) fn create_cq(shared: &Shared, dma: &Dma, command: &Command) -> Result
     if cdw11.iv() > shared.config.io_queues {
         return Err(Status::INVALID_INTERRUPT_VECTOR);
     }
-    // CMBSZ.CQS is clear.
-    if dma.place(memory) != Place::Bus {
-        return Err(Status::INVALID_USE_OF_CMB);
-    }
+    let cqs = shared.config.cmb.is_some_and(|cmb| cmb.cqs);
+    dma.check_queue(memory, cqs)?;
     let vector = cdw11.ien().then_some(cdw11.iv());
     let cq = Arc::new(CompletionQueue::new(qid, memory.address, entries, vector));
+    if let Some(buffer) = *lock(&shared.doorbell_buffer) {
+        cq.adopt(dma, &shared.trace, buffer)
+            .map_err(|_| Status::DATA_TRANSFER_ERROR)?;
+    }
     write(&shared.queues).set_cq(qid, Some(cq));
     Ok(())
 }
@@ -82,12 +83,9 @@ pub(super) fn create_sq(
     }
     let (entries, memory) = queue_memory(command, cdw11.pc(), 64)?;
     let sqs = shared.cmb.as_ref().is_some_and(|cmb| cmb.config.sqs);
-    match dma.place(memory) {
-        Place::Bus => {}
-        Place::Cmb(_) if sqs => {}
-        Place::Cmb(_) | Place::Straddles => return Err(Status::INVALID_USE_OF_CMB),
-    }
+    dma.check_queue(memory, sqs)?;
     let wake = Arc::new(Wake::default());
+    let buffer = *lock(&shared.doorbell_buffer);
     cq.attach(qid, Arc::clone(&wake));
     let sq = Arc::new(SubmissionQueue::new(
         qid,
@@ -96,6 +94,12 @@ pub(super) fn create_sq(
         Arc::clone(&cq),
         wake,
     ));
+    if let Some(buffer) = buffer
+        && sq.adopt(dma, &shared.trace, buffer).is_err()
+    {
+        cq.detach(qid);
+        return Err(Status::DATA_TRANSFER_ERROR);
+    }
     if let Err(error) = core.start_worker(shared, dma, &sq) {
         tracing::error!(%error, qid, "no thread for a submission queue");
         cq.detach(qid);

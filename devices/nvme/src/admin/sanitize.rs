@@ -29,7 +29,15 @@ pub(super) fn execute(shared: &Arc<Shared>, command: &Command) -> Result<(), Sta
     if lock(&shared.firmware).is_pending() {
         return Err(Status::FIRMWARE_NEEDS_RESET);
     }
-    if shared.namespaces.all().iter().any(|ns| ns.read_only) {
+    if lock(&shared.registers).pmrctl.en() {
+        return Err(Status::SANITIZE_PROHIBITED_BY_PMR);
+    }
+    if shared
+        .namespaces
+        .all_allocated()
+        .iter()
+        .any(|ns| ns.read_only)
+    {
         return Err(Status::WRITE_PROTECTED);
     }
     shared.sanitize.start(shared, cdw10, pattern)

@@ -1,23 +1,29 @@
 //! The commands of the NVM command set (NVM 3.2), as a `worker` executes them.
 
+mod compare;
+mod copy;
+mod dataset;
+mod fused;
+mod metadata;
+mod read_write;
+
 use std::io;
 use std::sync::Arc;
 
-use zerocopy::{FromZeros, IntoBytes};
-
 use crate::controller::Shared;
-use crate::counters::add;
-use crate::dma::{Direction, Dma};
+use crate::dma::Dma;
 use crate::locks::lock;
-use crate::namespace::Namespace;
-use crate::spec::command::{
-    Command, DatasetRange, NSID_ALL, PSDT_PRP, PSDT_SGL, ReadWriteCdw12, io as opcode,
-};
+use crate::namespace::{Extent, Namespace};
+use crate::spec::command::{Command, NSID_ALL, PSDT_PRP, PSDT_SGL, ReadWriteCdw12, io as opcode};
 use crate::spec::status::Status;
 use crate::transfer::Transfer;
 
+pub(crate) use copy::{MAX_COPY, MSRC_Z};
+pub(crate) use dataset::{VSL, WZSL};
+pub(crate) use fused::{ACWU_Z, execute_pair};
+
 pub(crate) fn namespace(shared: &Shared, nsid: u32) -> Result<Arc<Namespace>, Status> {
-    shared.namespaces.get(nsid).ok_or(Status::INVALID_NAMESPACE)
+    shared.namespaces.get(nsid)
 }
 
 /// Executes one I/O command.
@@ -27,7 +33,7 @@ pub(crate) fn execute(
     command: &Command,
     transfer: &mut Transfer,
 ) -> Result<(), Status> {
-    // Neither fused commands nor SGLs for metadata: Identify says so (FUSES, SGLS).
+    // No SGLs for metadata: Identify says so (SGLS). Fused commands come in pairs, elsewhere.
     if !matches!(command.flags, PSDT_PRP | PSDT_SGL) {
         return Err(Status::INVALID_FIELD);
     }
@@ -38,14 +44,52 @@ pub(crate) fn execute(
             shared.namespaces.all().iter().try_for_each(|ns| flush(ns))
         }
         opcode::FLUSH => flush(&*namespace(shared, nsid)?),
-        opcode::READ => read(shared, dma, &*namespace(shared, nsid)?, command, transfer),
-        opcode::WRITE => write(shared, dma, &*namespace(shared, nsid)?, command, transfer),
-        opcode::WRITE_ZEROES => write_zeroes(shared, &*namespace(shared, nsid)?, command),
-        opcode::DATASET_MANAGEMENT => {
-            deallocate(shared, dma, &*namespace(shared, nsid)?, command, transfer)
+        // Before the namespace is looked at: an opcode is not more valid with a better one.
+        other if !modifies(other) && !reads(other) => Err(Status::INVALID_OPCODE),
+        _ => {
+            let ns = namespace(shared, nsid)?;
+            let _turn = ns.turn(modifies(command.opcode));
+            perform(shared, dma, &ns, command, transfer)
         }
+    }
+}
+
+/// Executes a command on the blocks of `ns`. The caller holds its turn.
+fn perform(
+    shared: &Shared,
+    dma: &Dma,
+    ns: &Namespace,
+    command: &Command,
+    transfer: &mut Transfer,
+) -> Result<(), Status> {
+    match command.opcode {
+        opcode::READ => read_write::read(shared, dma, ns, command, transfer),
+        opcode::WRITE => read_write::write(shared, dma, ns, command, transfer),
+        opcode::WRITE_UNCORRECTABLE => dataset::write_uncorrectable(ns, command),
+        opcode::COMPARE => compare::compare(shared, dma, ns, command, transfer),
+        opcode::WRITE_ZEROES => dataset::write_zeroes(shared, ns, command),
+        opcode::DATASET_MANAGEMENT => dataset::deallocate(shared, dma, ns, command, transfer),
+        opcode::VERIFY => compare::verify(shared, ns, command),
+        opcode::COPY => copy::copy(shared, dma, ns, command, transfer),
         _ => Err(Status::INVALID_OPCODE),
     }
+}
+
+/// Whether an I/O command changes blocks.
+pub(crate) fn modifies(opcode: u8) -> bool {
+    matches!(
+        opcode,
+        opcode::WRITE
+            | opcode::WRITE_UNCORRECTABLE
+            | opcode::WRITE_ZEROES
+            | opcode::DATASET_MANAGEMENT
+            | opcode::COPY
+    )
+}
+
+/// Whether a command has blocks read, and changes none.
+fn reads(opcode: u8) -> bool {
+    matches!(opcode, opcode::READ | opcode::COMPARE | opcode::VERIFY)
 }
 
 fn write_fault(error: io::Error) -> Status {
@@ -53,21 +97,31 @@ fn write_fault(error: io::Error) -> Status {
     Status::WRITE_FAULT
 }
 
+fn read_error(error: io::Error) -> Status {
+    tracing::warn!(%error, "the namespace's file failed");
+    Status::UNRECOVERED_READ_ERROR
+}
+
 fn flush(ns: &Namespace) -> Result<(), Status> {
     ns.flush().map_err(write_fault)
 }
 
-/// Byte offset and length of the blocks that a command addresses.
-fn extent(ns: &Namespace, command: &Command) -> Result<(u64, u64), Status> {
+/// The blocks that a command addresses.
+fn extent(ns: &Namespace, command: &Command) -> Result<Extent, Status> {
     let count = u64::from(ReadWriteCdw12::from_bits(command.cdw12.get()).nlb_z()) + 1;
     ns.extent(command.slba(), count)
         .ok_or(Status::LBA_OUT_OF_RANGE)
 }
 
 /// The same for a command that moves data, which MDTS limits.
-fn data_extent(shared: &Shared, ns: &Namespace, command: &Command) -> Result<(u64, u64), Status> {
+fn data_extent(shared: &Shared, ns: &Namespace, command: &Command) -> Result<Extent, Status> {
+    limited_extent(ns, command, shared.config.max_transfer)
+}
+
+/// The same for a command that may address up to `limit` bytes.
+fn limited_extent(ns: &Namespace, command: &Command, limit: u64) -> Result<Extent, Status> {
     let count = u64::from(ReadWriteCdw12::from_bits(command.cdw12.get()).nlb_z()) + 1;
-    if count << ns.block_shift > shared.config.max_transfer {
+    if count << ns.block_shift > limit {
         return Err(Status::INVALID_FIELD);
     }
     extent(ns, command)
@@ -77,50 +131,18 @@ fn fua(command: &Command) -> bool {
     ReadWriteCdw12::from_bits(command.cdw12.get()).fua()
 }
 
-fn read(
-    shared: &Shared,
-    dma: &Dma,
-    ns: &Namespace,
-    command: &Command,
-    transfer: &mut Transfer,
-) -> Result<(), Status> {
-    let (offset, length) = data_extent(shared, ns, command)?;
-    if fua(command) {
-        // What a read with FUA returns must be on the medium (NVM 3.2.4).
-        flush(ns)?;
-    }
-    dma.data(
-        command,
-        length,
-        Direction::FromController,
-        transfer,
-        |memory, at| memory.fill_from_file(&ns.file, offset + at),
-    )?;
-    add(&shared.counters.bytes_read, length);
-    add(&shared.counters.host_reads, 1);
-    Ok(())
+/// What a command with FUA reads must be on the medium (NVM 3.2.4).
+fn settle(ns: &Namespace, command: &Command) -> Result<(), Status> {
+    if fua(command) { flush(ns) } else { Ok(()) }
 }
 
-fn write(
-    shared: &Shared,
-    dma: &Dma,
-    ns: &Namespace,
-    command: &Command,
-    transfer: &mut Transfer,
-) -> Result<(), Status> {
-    let (offset, length) = data_extent(shared, ns, command)?;
-    refuse_if_read_only(ns)?;
-    dma.data(
-        command,
-        length,
-        Direction::ToController,
-        transfer,
-        |memory, at| memory.drain_to_file(&ns.file, offset + at),
-    )?;
-    make_durable(shared, ns, command)?;
-    add(&shared.counters.bytes_written, length);
-    add(&shared.counters.host_writes, 1);
-    Ok(())
+/// Blocks that Write Uncorrectable marked cannot be read. No retry helps, limited (LR) or not.
+fn refuse_if_unreadable(ns: &Namespace, extent: &Extent) -> Result<(), Status> {
+    if ns.uncorrectable.overlaps(extent.slba, extent.end()) {
+        Err(Status::UNRECOVERED_READ_ERROR)
+    } else {
+        Ok(())
+    }
 }
 
 fn refuse_if_read_only(ns: &Namespace) -> Result<(), Status> {
@@ -131,59 +153,13 @@ fn refuse_if_read_only(ns: &Namespace) -> Result<(), Status> {
     }
 }
 
-/// With FUA, or with the volatile write cache turned off, nothing is acknowledged that could be lost.
-fn make_durable(shared: &Shared, ns: &Namespace, command: &Command) -> Result<(), Status> {
-    if fua(command) || !lock(&shared.features).write_cache {
+/// The blocks were written; with `fua`, or with the volatile write cache turned off, nothing is acknowledged that
+/// could be lost.
+fn written(shared: &Shared, ns: &Namespace, extent: &Extent, fua: bool) -> Result<(), Status> {
+    ns.uncorrectable.clear(extent.slba, extent.end());
+    if fua || !lock(&shared.features).write_cache {
         flush(ns)
     } else {
         Ok(())
-    }
-}
-
-fn write_zeroes(shared: &Shared, ns: &Namespace, command: &Command) -> Result<(), Status> {
-    let (offset, length) = extent(ns, command)?;
-    refuse_if_read_only(ns)?;
-    ns.write_zeroes(offset, length).map_err(write_fault)?;
-    make_durable(shared, ns, command)
-}
-
-/// Dataset Management: deallocates, and takes the other attributes as the hints that they are (NVM 3.2.3).
-fn deallocate(
-    shared: &Shared,
-    dma: &Dma,
-    ns: &Namespace,
-    command: &Command,
-    transfer: &mut Transfer,
-) -> Result<(), Status> {
-    const DEALLOCATE: u32 = 1 << 2;
-    let count = (command.cdw10.get() & 0xff) as usize + 1;
-    let mut ranges = [DatasetRange::new_zeroed(); 256];
-    let ranges = ranges.get_mut(..count).ok_or(Status::INTERNAL_ERROR)?;
-    let length = count as u64 * size_of::<DatasetRange>() as u64;
-    dma.data(
-        command,
-        length,
-        Direction::ToController,
-        transfer,
-        // Buckets have no effect here, so there is one run.
-        |memory, _| memory.drain_to_slice(ranges.as_mut_bytes()),
-    )?;
-    if command.cdw11.get() & DEALLOCATE == 0 {
-        return Ok(());
-    }
-    refuse_if_read_only(ns)?;
-    // All ranges are checked before one is deallocated: a refused command changes nothing.
-    let extents = ranges.iter().map(|range| {
-        ns.extent(range.slba.get(), range.nlb.get().into())
-            .ok_or(Status::LBA_OUT_OF_RANGE)
-    });
-    let extents: Vec<_> = extents.collect::<Result<_, _>>()?;
-    for (offset, length) in extents.into_iter().filter(|(_, length)| *length > 0) {
-        ns.deallocate(offset, length).map_err(write_fault)?;
-    }
-    if lock(&shared.features).write_cache {
-        Ok(())
-    } else {
-        flush(ns)
     }
 }

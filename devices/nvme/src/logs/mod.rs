@@ -46,7 +46,7 @@ pub(crate) fn page(shared: &Shared, lid: u8) -> Result<Vec<u8>, Status> {
         lid::SMART => smart::page(shared).as_bytes().to_vec(),
         lid::FIRMWARE_SLOT => lock(&shared.firmware).page(),
         lid::CHANGED_NAMESPACES => lock(&shared.events).changed_namespaces(),
-        lid::COMMANDS_SUPPORTED => effects::page(),
+        lid::COMMANDS_SUPPORTED => effects::page(&shared.config),
         lid::DEVICE_SELF_TEST => shared.self_test.page(),
         lid::TELEMETRY_HOST | lid::TELEMETRY_CONTROLLER => {
             lock(&shared.telemetry).page(lid, lid == lid::TELEMETRY_HOST)

@@ -1,42 +1,81 @@
-//! Namespaces: blocks in a file. Memory is a file, too (a memfd), so that there is one data path.
+//! Namespaces: blocks in a file, and what is known of them.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+mod backing;
+mod format;
+mod protection;
+mod uncorrectable;
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
-use rustix::io::Errno;
+use crate::config::{NamespaceConfig, NvmeError};
+use crate::locks::{lock, read, write};
+use crate::spec::status::Status;
 
-use crate::config::{Backing, NamespaceConfig, NvmeError};
+pub(crate) use backing::Medium;
+pub(crate) use format::{FORMATS, Format, METADATA};
+pub(crate) use protection::Protection;
+pub(crate) use uncorrectable::Uncorrectable;
 
-/// One namespace.
+/// One namespace in one format; formatted, it is another one.
 #[derive(Debug)]
 pub(crate) struct Namespace {
     pub(crate) nsid: u32,
+    /// What its identifiers derive from: a namespace made later with the same NSID has others.
+    pub(crate) identity: u64,
     pub(crate) file: Arc<File>,
     pub(crate) block_shift: u8,
     pub(crate) blocks: u64,
     pub(crate) read_only: bool,
-    /// The file outlives the controller: flushes mean something.
-    durable: bool,
+    pub(crate) format: Format,
+    pub(crate) uncorrectable: Uncorrectable,
+    medium: Medium,
+    /// With a format that has metadata: 8 bytes for each block, complemented if they are protection information, so
+    /// that those of a block never written, a hole, are FFh, and turn checks off (NVM 3.2.3.2.1).
+    metadata: Option<File>,
+    turns: RwLock<()>,
+    /// Lives as long as the namespace: its receiver learns when the last command lets go.
+    in_use: Mutex<Option<Sender<Infallible>>>,
+}
+
+/// A range of blocks, in blocks and in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) slba: u64,
+    pub(crate) count: u64,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+impl Extent {
+    /// The block behind the last.
+    pub(crate) fn end(&self) -> u64 {
+        self.slba.saturating_add(self.count)
+    }
+}
+
+/// A command's turn on the blocks of a namespace.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held, not looked at")]
+pub(crate) enum Turn<'a> {
+    /// Beside other commands.
+    Shared(RwLockReadGuard<'a, ()>),
+    /// Alone.
+    Alone(RwLockWriteGuard<'a, ()>),
 }
 
 impl Namespace {
     pub(crate) fn open(nsid: u32, config: &NamespaceConfig) -> Result<Self, NvmeError> {
-        let block_shift = match config.block_size {
-            512 => 9,
-            4096 => 12,
-            given => return Err(NvmeError::BadBlockSize { nsid, given }),
-        };
-        let (file, size, durable) = match &config.backing {
-            Backing::Memory { size } => (open_memory(nsid, *size)?, *size, false),
-            Backing::File { path, size, create } => {
-                let (file, size) = open_file(nsid, path, *size, *create, config.read_only)?;
-                (file, size, true)
-            }
-        };
+        let format = Format::configured(config).ok_or(NvmeError::BadBlockSize {
+            nsid,
+            given: config.block_size,
+        })?;
+        let medium = Medium::open(nsid, config)?;
+        let size = medium.size;
         if size == 0 || size % u64::from(config.block_size) != 0 || i64::try_from(size).is_err() {
             return Err(NvmeError::BadNamespaceSize {
                 nsid,
@@ -44,192 +83,209 @@ impl Namespace {
                 block_size: config.block_size,
             });
         }
-        let blocks = size >> block_shift;
-        Ok(Self {
-            nsid,
-            file: Arc::new(file),
-            block_shift,
-            blocks,
-            read_only: config.read_only,
-            durable,
-        })
+        let path = medium.metadata_path();
+        let blocks = size >> format.block_shift();
+        let metadata = format.has_metadata();
+        let metadata = metadata.then(|| medium.metadata(blocks * METADATA, false));
+        let metadata = metadata.transpose();
+        let metadata = metadata.map_err(|source| NvmeError::Metadata { nsid, path, source })?;
+        Ok(Self::assemble(nsid, nsid.into(), medium, format, metadata))
     }
 
-    /// Size in bytes.
+    /// An empty namespace on `medium`, whose blocks are empty.
+    pub(crate) fn new(
+        nsid: u32,
+        identity: u64,
+        medium: Medium,
+        format: Format,
+    ) -> io::Result<Self> {
+        let blocks = medium.size >> format.block_shift();
+        let metadata = format.has_metadata();
+        let metadata = metadata.then(|| medium.metadata(blocks * METADATA, true));
+        let metadata = metadata.transpose()?;
+        Ok(Self::assemble(nsid, identity, medium, format, metadata))
+    }
+
+    fn assemble(
+        nsid: u32,
+        identity: u64,
+        medium: Medium,
+        format: Format,
+        metadata: Option<File>,
+    ) -> Self {
+        let block_shift = format.block_shift();
+        Self {
+            nsid,
+            identity,
+            file: Arc::clone(&medium.file),
+            block_shift,
+            blocks: medium.size >> block_shift,
+            read_only: medium.read_only,
+            format,
+            uncorrectable: Uncorrectable::default(),
+            metadata,
+            medium,
+            turns: RwLock::new(()),
+            in_use: Mutex::new(None),
+        }
+    }
+
+    /// Why it cannot have `format`.
+    pub(crate) fn refuses(&self, format: Format) -> Option<Status> {
+        if self.read_only {
+            return Some(Status::WRITE_PROTECTED);
+        }
+        let fits = self.medium.size >> format.block_shift() > 0;
+        let has_place = !format.has_metadata() || self.medium.takes_metadata();
+        (!fits || !has_place).then_some(Status::INVALID_FORMAT)
+    }
+
+    /// Waits until no command works on it, and makes an empty one of `format` of it. Where that fails the blocks are
+    /// there, without metadata, and what they hold is not defined.
+    pub(crate) fn formatted(self: Arc<Self>, format: Format) -> (Self, io::Result<()>) {
+        let (nsid, identity, medium) = (self.nsid, self.identity, self.medium.clone());
+        let had_metadata = self.metadata.is_some();
+        let (sender, receiver) = channel();
+        *lock(&self.in_use) = Some(sender);
+        drop(self);
+        // Nothing is ever sent: this ends when the namespace does.
+        let _ = receiver.recv();
+        let erased = medium.erase().and_then(|()| {
+            if had_metadata && !format.has_metadata() {
+                medium.forget_metadata()
+            } else {
+                Ok(())
+            }
+        });
+        match erased.and_then(|()| Self::new(nsid, identity, medium.clone(), format)) {
+            Ok(namespace) => (namespace, Ok(())),
+            Err(error) => {
+                let plain = format.without_metadata();
+                let namespace = Self::assemble(nsid, identity, medium, plain, None);
+                (namespace, Err(error))
+            }
+        }
+    }
+
+    /// Bytes that it takes of the controller's capacity.
     pub(crate) fn size(&self) -> u64 {
+        self.medium.size
+    }
+
+    /// Bytes of its blocks: the medium's, but for a rest that is no block.
+    pub(crate) fn bytes(&self) -> u64 {
         self.blocks << self.block_shift
     }
 
-    /// Byte offset and length of `count` blocks from `slba`, if they lie in the namespace.
-    pub(crate) fn extent(&self, slba: u64, count: u64) -> Option<(u64, u64)> {
+    /// Reads as zeros, and has no storage.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.medium.is_nothing()
+    }
+
+    /// The range of `count` blocks from `slba`, if they lie in the namespace.
+    pub(crate) fn extent(&self, slba: u64, count: u64) -> Option<Extent> {
         let end = slba.checked_add(count)?;
-        (end <= self.blocks).then(|| (slba << self.block_shift, count << self.block_shift))
+        (end <= self.blocks).then(|| Extent {
+            slba,
+            count,
+            offset: slba << self.block_shift,
+            length: count << self.block_shift,
+        })
+    }
+
+    /// A command's turn. Commands go side by side, as many as there are workers: to them this is one uncontended
+    /// read lock. Alone goes what must not be seen half done: a fused Compare and Write, and, where blocks have
+    /// metadata, whatever `modifies` them, as a reader between data and metadata would find a mismatch. The lock is
+    /// the namespace's, not a range's: what needs it is rare, and a table of ranges would cost every command more
+    /// than it.
+    pub(crate) fn turn(&self, modifies: bool) -> Turn<'_> {
+        if modifies && self.metadata.is_some() {
+            self.turn_alone()
+        } else {
+            Turn::Shared(read(&self.turns))
+        }
+    }
+
+    /// A turn with no other command beside.
+    pub(crate) fn turn_alone(&self) -> Turn<'_> {
+        Turn::Alone(write(&self.turns))
     }
 
     /// Makes all writes so far survive a loss of power.
     pub(crate) fn flush(&self) -> io::Result<()> {
-        if self.durable && !self.read_only {
-            self.file.sync_data()
-        } else {
-            Ok(())
+        if !self.medium.durable || self.read_only {
+            return Ok(());
+        }
+        self.file.sync_data()?;
+        self.metadata.as_ref().map_or(Ok(()), File::sync_data)
+    }
+
+    /// The metadata of the blocks of `extent`.
+    pub(crate) fn read_metadata(&self, extent: &Extent) -> io::Result<Vec<u8>> {
+        let mut data = vec![0; usize::try_from(extent.count * METADATA).map_err(io::Error::other)?];
+        if let Some(file) = &self.metadata {
+            file.read_exact_at(&mut data, extent.slba * METADATA)?;
+        }
+        self.complement(&mut data);
+        Ok(data)
+    }
+
+    /// Writes `data`, the metadata of the blocks from `slba`.
+    pub(crate) fn write_metadata(&self, slba: u64, mut data: Vec<u8>) -> io::Result<()> {
+        self.complement(&mut data);
+        let file = self.metadata.as_ref();
+        file.map_or(Ok(()), |file| file.write_all_at(&data, slba * METADATA))
+    }
+
+    fn complement(&self, data: &mut [u8]) {
+        if self.format.protected {
+            data.iter_mut().for_each(|byte| *byte = !*byte);
         }
     }
 
     /// Gives the blocks' storage back; they read as zeros. `false` where the file cannot.
-    pub(crate) fn deallocate(&self, offset: u64, length: u64) -> io::Result<bool> {
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        loop {
-            return match fallocate(&*self.file, flags, offset, length) {
-                Ok(()) => Ok(true),
-                Err(Errno::INTR) => continue,
-                Err(Errno::OPNOTSUPP | Errno::NODEV | Errno::NOSYS | Errno::INVAL) => Ok(false),
-                Err(error) => Err(error.into()),
-            };
+    pub(crate) fn deallocate(&self, extent: &Extent) -> io::Result<bool> {
+        if self.medium.is_nothing() {
+            return Ok(true);
         }
+        if !backing::punch(&self.file, extent.offset, extent.length)? {
+            return Ok(false);
+        }
+        self.clear_metadata(extent)?;
+        Ok(true)
     }
 
     /// Makes the blocks read as zeros.
-    pub(crate) fn write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        if self.deallocate(offset, length)? {
+    pub(crate) fn write_zeroes(&self, extent: &Extent) -> io::Result<()> {
+        if self.medium.is_nothing() {
             return Ok(());
         }
-        const CHUNK: u64 = 64 << 10;
-        let zeros = [0u8; CHUNK as usize];
-        let mut done = 0;
-        while done < length {
-            let step = CHUNK.min(length - done);
-            let zeros = zeros.get(..step as usize).unwrap_or(&zeros);
-            self.file.write_all_at(zeros, offset + done)?;
-            done += step;
-        }
-        Ok(())
+        backing::zero(&self.file, extent.offset, extent.length)?;
+        self.clear_metadata(extent)
     }
-}
 
-fn open_memory(nsid: u32, size: u64) -> Result<File, NvmeError> {
-    let allocate = |source: io::Error| NvmeError::Allocate { nsid, size, source };
-    let file: File = memfd_create("nvme-namespace", MemfdFlags::CLOEXEC)
-        .map_err(|error| allocate(error.into()))?
-        .into();
-    file.set_len(size).map_err(allocate)?;
-    Ok(file)
-}
+    /// Leaves nothing of what the blocks of `extent` held, their metadata and their marks.
+    pub(crate) fn erase(&self, extent: &Extent) -> io::Result<()> {
+        self.uncorrectable.clear(extent.slba, extent.end());
+        self.write_zeroes(extent)
+    }
 
-fn open_file(
-    nsid: u32,
-    path: &Path,
-    size: Option<u64>,
-    create: bool,
-    read_only: bool,
-) -> Result<(File, u64), NvmeError> {
-    let open = |source: io::Error| NvmeError::Open {
-        nsid,
-        path: path.into(),
-        source,
-    };
-    if create && !path.exists() {
-        let Some(size) = size else {
-            return Err(NvmeError::CreateNeedsSize {
-                nsid,
-                path: path.into(),
-            });
-        };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path);
-        let file = file.map_err(open)?;
-        if let Err(source) = file.set_len(size) {
-            let _ = std::fs::remove_file(path);
-            return Err(NvmeError::Allocate { nsid, size, source });
+    /// The same for what lies behind the last block: another format may have had blocks there.
+    pub(crate) fn erase_rest(&self) -> io::Result<()> {
+        let rest = self.size().saturating_sub(self.bytes());
+        if self.medium.is_nothing() {
+            return Ok(());
         }
-        return Ok((file, size));
+        backing::zero(&self.file, self.bytes(), rest)
     }
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(!read_only)
-        .open(path)
-        .map_err(open)?;
-    // The end, not the metadata's length: that of a block device is 0.
-    let actual = file.seek(SeekFrom::End(0)).map_err(open)?;
-    let wanted = size.unwrap_or(actual);
-    if actual < wanted {
-        return Err(NvmeError::FileTooSmall {
-            nsid,
-            path: path.into(),
-            actual,
-            wanted,
-        });
+
+    /// Makes the blocks' metadata that of blocks never written.
+    fn clear_metadata(&self, extent: &Extent) -> io::Result<()> {
+        let (offset, length) = (extent.slba * METADATA, extent.count * METADATA);
+        let file = self.metadata.as_ref();
+        file.map_or(Ok(()), |file| backing::zero(file, offset, length))
     }
-    Ok((file, wanted))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn extent_refuses_what_leaves_the_namespace() {
-        let ns = Namespace::open(1, &NamespaceConfig::memory(1 << 20)).unwrap();
-        assert_eq!(ns.extent(2047, 1), Some((2047 * 512, 512)));
-        assert_eq!(ns.extent(2047, 2), None);
-        assert_eq!(ns.extent(u64::MAX, 1), None);
-    }
-
-    #[test]
-    fn deallocated_and_zeroed_blocks_read_as_zeros() {
-        let ns = Namespace::open(1, &NamespaceConfig::memory(1 << 20)).unwrap();
-        ns.file.write_all_at(&[7; 8192], 0).unwrap();
-        ns.write_zeroes(512, 4096).unwrap();
-        let mut data = [0; 8192];
-        ns.file.read_exact_at(&mut data, 0).unwrap();
-        assert!(data[..512].iter().all(|b| *b == 7));
-        assert!(data[512..4608].iter().all(|b| *b == 0));
-        assert!(data[4608..].iter().all(|b| *b == 7));
-    }
-
-    #[test]
-    fn bad_backings_are_refused_in_one_sentence() {
-        let dir = tempfile::tempdir().unwrap();
-        let missing = dir.path().join("missing");
-        let error = Namespace::open(3, &NamespaceConfig::file(&missing)).unwrap_err();
-        assert!(
-            error.to_string().contains("namespace 3: cannot open"),
-            "{error}"
-        );
-
-        let small = dir.path().join("small");
-        std::fs::write(&small, [0; 1024]).unwrap();
-        let mut config = NamespaceConfig::file(&small);
-        config.backing = Backing::File {
-            path: small.clone(),
-            size: Some(4096),
-            create: true,
-        };
-        let error = Namespace::open(1, &config).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains("has 1024 bytes, the namespace 4096"),
-            "{error}"
-        );
-        assert_eq!(std::fs::metadata(&small).unwrap().len(), 1024);
-
-        config = NamespaceConfig::memory(1000);
-        let error = Namespace::open(1, &config).unwrap_err();
-        assert!(
-            error.to_string().contains("multiple of the block size 512"),
-            "{error}"
-        );
-
-        let created = dir.path().join("created");
-        config.backing = Backing::File {
-            path: created.clone(),
-            size: Some(8192),
-            create: true,
-        };
-        assert_eq!(Namespace::open(1, &config).unwrap().blocks, 16);
-        assert_eq!(std::fs::metadata(&created).unwrap().len(), 8192);
-    }
-}
+mod tests;

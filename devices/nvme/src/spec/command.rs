@@ -76,6 +76,13 @@ pub const PSDT_PRP: u8 = 0 << 6;
 /// PSDT: data by an SGL, metadata in a contiguous buffer.
 pub const PSDT_SGL: u8 = 1 << 6;
 
+/// FUSE, in the flags of a command: which part of a fused operation it is.
+pub const FUSE: u8 = 0b11;
+/// FUSE: the first command of a fused operation.
+pub const FUSE_FIRST: u8 = 0b01;
+/// FUSE: the second command of a fused operation.
+pub const FUSE_SECOND: u8 = 0b10;
+
 /// NSID that addresses all namespaces.
 pub const NSID_ALL: u32 = 0xffff_ffff;
 
@@ -92,9 +99,13 @@ pub mod admin {
     pub const SET_FEATURES: u8 = 0x09;
     pub const GET_FEATURES: u8 = 0x0a;
     pub const ASYNC_EVENT_REQUEST: u8 = 0x0c;
+    pub const NAMESPACE_MANAGEMENT: u8 = 0x0d;
     pub const FIRMWARE_COMMIT: u8 = 0x10;
     pub const FIRMWARE_IMAGE_DOWNLOAD: u8 = 0x11;
     pub const DEVICE_SELF_TEST: u8 = 0x14;
+    pub const NAMESPACE_ATTACHMENT: u8 = 0x15;
+    pub const DOORBELL_BUFFER_CONFIG: u8 = 0x7c;
+    pub const FORMAT_NVM: u8 = 0x80;
     pub const SANITIZE: u8 = 0x84;
 }
 
@@ -104,8 +115,12 @@ pub mod io {
     pub const FLUSH: u8 = 0x00;
     pub const WRITE: u8 = 0x01;
     pub const READ: u8 = 0x02;
+    pub const WRITE_UNCORRECTABLE: u8 = 0x04;
+    pub const COMPARE: u8 = 0x05;
     pub const WRITE_ZEROES: u8 = 0x08;
     pub const DATASET_MANAGEMENT: u8 = 0x09;
+    pub const VERIFY: u8 = 0x0c;
+    pub const COPY: u8 = 0x19;
 }
 
 /// Feature identifiers (Base 5.27.1, NVM 4.1.3).
@@ -137,6 +152,10 @@ pub mod cns {
     pub const CONTROLLER_CSI: u8 = 0x06;
     pub const ACTIVE_NAMESPACES_CSI: u8 = 0x07;
     pub const NAMESPACE_INDEPENDENT: u8 = 0x08;
+    pub const ALLOCATED_NAMESPACES: u8 = 0x10;
+    pub const ALLOCATED_NAMESPACE: u8 = 0x11;
+    pub const ATTACHED_CONTROLLERS: u8 = 0x12;
+    pub const CONTROLLERS: u8 = 0x13;
 }
 
 /// Dword 10 of Create I/O Submission Queue and Create I/O Completion Queue (Base 5.4, 5.5).
@@ -261,7 +280,8 @@ pub struct SetFeaturesCdw10 {
     pub sv: bool,
 }
 
-/// Dword 12 of Read, Write and Write Zeroes (NVM 3.2.4, 3.2.6, 3.2.8).
+/// Dword 12 of the commands that address blocks: Compare, Read, Verify, Write, Write Uncorrectable and Write
+/// Zeroes (NVM 3.2).
 #[bitfield(u32)]
 pub struct ReadWriteCdw12 {
     /// Number of Logical Blocks.
@@ -292,3 +312,108 @@ pub struct DatasetRange {
 }
 
 const _: () = assert!(size_of::<DatasetRange>() == 16);
+
+/// PRINFO: what to do with protection information (NVM 2.3, figure "Protection Information Field").
+#[bitfield(u8)]
+pub struct Prinfo {
+    /// Protection Information Check: Logical Block Reference Tag.
+    pub reference: bool,
+    /// Protection Information Check: Application Tag.
+    pub application: bool,
+    /// Protection Information Check: Guard.
+    pub guard: bool,
+    /// Protection Information Action: insert on writes, strip on reads.
+    pub pract: bool,
+    #[bits(4)]
+    _reserved: u8,
+}
+
+/// Dword 15 of the commands that address blocks: the application tag (NVM 3.2).
+#[bitfield(u32)]
+pub struct ApplicationTagCdw15 {
+    /// (Expected) Logical Block Application Tag.
+    pub lbat: u16,
+    /// (Expected) Logical Block Application Tag Mask.
+    pub lbatm: u16,
+}
+
+/// Dword 12 of Copy (NVM 3.2.2).
+#[bitfield(u32)]
+pub struct CopyCdw12 {
+    /// Number of Ranges.
+    pub nr_z: u8,
+    /// Descriptor Format.
+    #[bits(4)]
+    pub desfmt: u8,
+    /// Protection Information Field Read.
+    #[bits(4)]
+    pub prinfor: u8,
+    #[bits(4)]
+    _reserved: u8,
+    /// Directive Type.
+    #[bits(4)]
+    pub dtype: u8,
+    #[bits(2)]
+    _reserved2: u8,
+    /// Protection Information Field Write.
+    #[bits(4)]
+    pub prinfow: u8,
+    /// Force Unit Access.
+    pub fua: bool,
+    /// Limited Retry.
+    pub lr: bool,
+}
+
+/// A source range of Copy, descriptor format 0 (NVM 3.2.2).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct CopyRange {
+    /// Reserved.
+    pub reserved0: [u8; 8],
+    /// Starting LBA.
+    pub slba: U64,
+    /// Number of Logical Blocks.
+    pub nlb_z: U16,
+    /// Reserved.
+    pub reserved18: [u8; 6],
+    /// Expected Initial Logical Block Reference Tag.
+    pub eilbrt: U32,
+    /// Expected Logical Block Application Tag.
+    pub elbat: U16,
+    /// Expected Logical Block Application Tag Mask.
+    pub elbatm: U16,
+}
+
+const _: () = assert!(size_of::<CopyRange>() == 32);
+
+/// Dword 10 of Format NVM (Base 5.14).
+#[bitfield(u32)]
+pub struct FormatCdw10 {
+    /// LBA Format, lower bits.
+    #[bits(4)]
+    pub lbafl: u8,
+    /// Metadata Settings: metadata lies behind each block's data.
+    pub mset: bool,
+    /// Protection Information: its type.
+    #[bits(3)]
+    pub pi: u8,
+    /// Protection Information Location: in the first bytes of the metadata.
+    pub pil: bool,
+    /// Secure Erase Settings.
+    #[bits(3)]
+    pub ses: u8,
+    /// LBA Format, upper bits.
+    #[bits(2)]
+    pub lbafu: u8,
+    #[bits(18)]
+    _reserved: u32,
+}
+
+/// SEL, in dword 10 of Namespace Management (Base 5.23) and Namespace Attachment (Base 5.22).
+pub mod namespace_sel {
+    #![allow(missing_docs, reason = "the names are the specification's")]
+    pub const CREATE: u8 = 0;
+    pub const DELETE: u8 = 1;
+    pub const ATTACH: u8 = 0;
+    pub const DETACH: u8 = 1;
+}

@@ -68,7 +68,7 @@ pub struct IdentifyController {
     pub icsvscc: u8,
     pub nwpc: u8,
     pub acwu_z: U16,
-    pub cdfs: U16,
+    pub ocfs: U16,
     pub sgls: U32,
     pub mnan: U32,
     pub reserved544: [u8; 224],
@@ -116,7 +116,10 @@ pub struct IdentifyNamespace {
     pub npdg_z: U16,
     pub npda_z: U16,
     pub nows_z: U16,
-    pub reserved74: [u8; 25],
+    pub mssrl: U16,
+    pub mcl: U32,
+    pub msrc_z: u8,
+    pub reserved81: [u8; 18],
     pub nsattr: u8,
     pub nvmsetid: U16,
     pub endgid: U16,
@@ -127,6 +130,8 @@ pub struct IdentifyNamespace {
 }
 
 const _: () = assert!(size_of::<IdentifyNamespace>() == 4096);
+const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, mssrl) == 74);
+const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, nsattr) == 99);
 const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, nguid) == 104);
 const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, lbaf) == 128);
 
@@ -162,3 +167,19 @@ pub struct IdentifyNamespaceIndependent {
 }
 
 const _: () = assert!(size_of::<IdentifyNamespaceIndependent>() == 16);
+
+/// Identify Controller, NVM command set (CNS 06h, CSI 00h; NVM 4.1.5.4). The structure is 4096 bytes long; these are
+/// the bytes in front that mean something. Sizes are powers of two in units of CAP.MPSMIN; 0 is no limit.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+#[allow(missing_docs, reason = "the names are the specification's")]
+pub struct IdentifyControllerNvm {
+    pub vsl: u8,
+    pub wzsl: u8,
+    pub wusl: u8,
+    pub dmrl: u8,
+    pub dmrsl: U32,
+    pub dmsl: U64,
+}
+
+const _: () = assert!(size_of::<IdentifyControllerNvm>() == 16);

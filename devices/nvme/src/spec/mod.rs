@@ -8,6 +8,7 @@ pub mod command;
 pub mod completion;
 pub mod identify;
 pub mod log;
+pub mod names;
 pub mod registers;
 pub mod sgl;
 pub mod status;

@@ -195,6 +195,123 @@ pub struct CmbSts {
     _reserved: u32,
 }
 
+/// The value that starts an NVM Subsystem Reset when it is written to NSSR: "NVMe" (Base 3.1.3.7).
+pub const NSSR_MAGIC: u32 = 0x4e56_4d65;
+
+/// PMRCAP: Persistent Memory Region Capabilities (Base 3.1.3.20).
+#[bitfield(u32)]
+pub struct PmrCap {
+    #[bits(3)]
+    _reserved: u8,
+    /// Read Data Support.
+    pub rds: bool,
+    /// Write Data Support.
+    pub wds: bool,
+    /// Base Indicator Register: the BAR.
+    #[bits(3)]
+    pub bir: u8,
+    /// Persistent Memory Region Time Units: 0 are 500 ms, 1 are minutes.
+    #[bits(2)]
+    pub pmrtu: u8,
+    /// Persistent Memory Region Write Barrier Mechanisms, see [`pmrwbm`].
+    #[bits(4)]
+    pub pmrwbm: u8,
+    #[bits(2)]
+    _reserved2: u8,
+    /// Persistent Memory Region Timeout, in units of PMRTU.
+    pub pmrto: u8,
+    /// Controller Memory Space Supported.
+    pub cmss: bool,
+    #[bits(7)]
+    _reserved3: u8,
+}
+
+/// Bits of PMRCAP.PMRWBM.
+pub mod pmrwbm {
+    /// The completion of a read of any address in the region is a barrier.
+    pub const READ_PMR: u8 = 1 << 0;
+    /// The completion of a read of PMRSTS is a barrier.
+    pub const READ_PMRSTS: u8 = 1 << 1;
+}
+
+/// PMRCTL: Persistent Memory Region Control (Base 3.1.3.21).
+#[bitfield(u32)]
+pub struct PmrCtl {
+    /// Enable.
+    pub en: bool,
+    #[bits(31)]
+    _reserved: u32,
+}
+
+/// PMRSTS: Persistent Memory Region Status (Base 3.1.3.22).
+#[bitfield(u32)]
+pub struct PmrSts {
+    /// Error.
+    pub err: u8,
+    /// Not Ready.
+    pub nrdy: bool,
+    /// Health Status, see [`hsts`].
+    #[bits(3)]
+    pub hsts: u8,
+    /// Controller Base Address Invalid.
+    pub cbai: bool,
+    #[bits(19)]
+    _reserved: u32,
+}
+
+/// Values of PMRSTS.HSTS.
+pub mod hsts {
+    /// Normal operation.
+    pub const NORMAL: u8 = 0;
+    /// Restore error.
+    pub const RESTORE_ERROR: u8 = 1;
+    /// Read only.
+    pub const READ_ONLY: u8 = 2;
+    /// Unreliable.
+    pub const UNRELIABLE: u8 = 3;
+}
+
+/// PMREBS: Persistent Memory Region Elasticity Buffer Size (Base 3.1.3.23).
+#[bitfield(u32)]
+pub struct PmrEbs {
+    /// Size Units: bytes, KiB, MiB or GiB.
+    #[bits(4)]
+    pub pmrszu: u8,
+    /// Read Bypass Behavior.
+    pub rbb: bool,
+    #[bits(3)]
+    _reserved: u8,
+    /// Elasticity Buffer Size.
+    #[bits(24)]
+    pub pmrwbz: u32,
+}
+
+/// PMRSWTP: Persistent Memory Region Sustained Write Throughput (Base 3.1.3.24).
+#[bitfield(u32)]
+pub struct PmrSwtp {
+    /// Units: bytes, KiB, MiB or GiB a second.
+    #[bits(4)]
+    pub pmrswtu: u8,
+    #[bits(4)]
+    _reserved: u8,
+    /// Sustained Write Throughput.
+    #[bits(24)]
+    pub pmrswtv: u32,
+}
+
+/// PMRMSCL and PMRMSCU as one: Persistent Memory Region Memory Space Control (Base 3.1.3.25, 3.1.3.26).
+#[bitfield(u64)]
+pub struct PmrMsc {
+    _reserved: bool,
+    /// Controller Memory Space Enable.
+    pub cmse: bool,
+    #[bits(10)]
+    _reserved2: u16,
+    /// Controller Base Address, bits 63:12.
+    #[bits(52)]
+    pub cba: u64,
+}
+
 /// Offsets of the properties in BAR 0.
 pub mod offset {
     /// CAP, 8 bytes.
@@ -209,6 +326,8 @@ pub mod offset {
     pub const CC: u64 = 0x14;
     /// CSTS.
     pub const CSTS: u64 = 0x1c;
+    /// NSSR: NVM Subsystem Reset.
+    pub const NSSR: u64 = 0x20;
     /// AQA.
     pub const AQA: u64 = 0x24;
     /// ASQ: Admin Submission Queue Base Address, 8 bytes.
@@ -225,6 +344,18 @@ pub mod offset {
     pub const CMBSTS: u64 = 0x58;
     /// CRTO: Controller Ready Timeouts.
     pub const CRTO: u64 = 0x68;
+    /// PMRCAP.
+    pub const PMRCAP: u64 = 0xe00;
+    /// PMRCTL.
+    pub const PMRCTL: u64 = 0xe04;
+    /// PMRSTS.
+    pub const PMRSTS: u64 = 0xe08;
+    /// PMREBS.
+    pub const PMREBS: u64 = 0xe0c;
+    /// PMRSWTP.
+    pub const PMRSWTP: u64 = 0xe10;
+    /// PMRMSCL, and PMRMSCU after it.
+    pub const PMRMSC: u64 = 0xe14;
     /// First doorbell: Submission Queue 0 Tail. With CAP.DSTRD = 0 queue y has its tail doorbell at
     /// `DOORBELLS + 8 y` and its completion queue's head doorbell 4 bytes on.
     pub const DOORBELLS: u64 = 0x1000;

@@ -10,10 +10,12 @@
 )]
 
 mod management;
+pub mod nvm;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use p2plab_nvme::spec::command::{
@@ -23,8 +25,8 @@ use p2plab_nvme::spec::completion::Completion;
 use p2plab_nvme::spec::registers::{Cc, CmbMsc, Csts, offset};
 use p2plab_nvme::spec::status::Status;
 use p2plab_nvme::{CmbConfig, NamespaceConfig, NvmeConfig, NvmeController};
-use p2plab_pcie::{Access, BarMemory, CpuAccess, Fabric, FabricBuilder, Function};
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use p2plab_pcie::{Access, BarMemory, Fabric, FabricBuilder, Function};
+use zerocopy::{FromBytes, IntoBytes};
 
 pub const HOST_MEMORY: u64 = 64 << 20;
 pub const CMB_SIZE: u64 = 4 << 20;
@@ -48,11 +50,7 @@ pub fn config(serial: &str) -> NvmeConfig {
     config
         .namespaces
         .push(NamespaceConfig::memory(NAMESPACE_SIZE));
-    config.cmb = Some(CmbConfig {
-        size: CMB_SIZE,
-        cpu_access: CpuAccess::Trapped,
-        sqs: true,
-    });
+    config.cmb = Some(CmbConfig::new(CMB_SIZE));
     config
 }
 
@@ -103,13 +101,17 @@ impl Rig {
             .map_host_memory(0, HOST_MEMORY, access, Some(file), 0)
             .unwrap();
         let cmb_address = 0x20_0000_0000 + number * 0x1_0000_0000;
+        let pmr_address = 0x30_0000_0000 + number * 0x1_0000_0000;
         let mut driver = Driver {
             controller,
             function,
             memory: Arc::clone(&self.memory),
             cmb_address,
+            pmr_address,
             next_page: 0x1000 + number * HOST_MEMORY / 2,
             next_cid: 0,
+            shadow: None,
+            rings: 0,
             io_queues: Vec::new(),
             admin: Ring::default(),
         };
@@ -135,13 +137,36 @@ pub struct Driver {
     pub function: Arc<Function>,
     pub memory: Arc<BarMemory>,
     pub cmb_address: u64,
+    pub pmr_address: u64,
     pub admin: Ring,
     pub io_queues: Vec<Ring>,
+    /// Shadow Doorbell and EventIdx buffers, where they are in use.
+    pub shadow: Option<(u64, u64)>,
+    /// Doorbell registers of I/O queues written.
+    pub rings: u64,
     next_page: u64,
     next_cid: u16,
 }
 
 impl Driver {
+    /// Moves a doorbell of queue `id`, the tail's or, `head`, the completion queue's, to `new`. With shadow doorbells
+    /// the register is written only if the controller has asked for it, as Linux does it (nvme_dbbuf_need_event).
+    fn move_doorbell(&mut self, id: u16, head: bool, new: u16) {
+        let index = 2 * u64::from(id) + u64::from(head);
+        if let Some((doorbells, events)) = self.shadow.filter(|_| id != 0) {
+            let word = |bytes: Vec<u8>| u32::from_le_bytes(bytes.try_into().unwrap()) as u16;
+            let old = word(self.load(doorbells + 4 * index, 4));
+            self.store(doorbells + 4 * index, &u32::from(new).to_le_bytes());
+            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            let event = word(self.load(events + 4 * index, 4));
+            if new.wrapping_sub(event).wrapping_sub(1) >= new.wrapping_sub(old) {
+                return;
+            }
+        }
+        self.rings += u64::from(id != 0);
+        self.write32(offset::DOORBELLS + 4 * index, new.into());
+    }
+
     fn program_config_space(&mut self, registers: u64) {
         let write = |at: u64, value: u32| {
             self.function
@@ -150,6 +175,8 @@ impl Driver {
         };
         write(0x10, (registers & 0xffff_ffff) as u32);
         write(0x14, (registers >> 32) as u32);
+        write(0x18, (self.pmr_address & 0xffff_ffff) as u32);
+        write(0x1c, (self.pmr_address >> 32) as u32);
         write(0x20, (self.cmb_address & 0xffff_ffff) as u32);
         write(0x24, (self.cmb_address >> 32) as u32);
         self.set_command(0x6);
@@ -196,7 +223,7 @@ impl Driver {
     /// Admin queues and CC.EN, as a driver's probe does it.
     pub fn enable(&mut self) {
         let entries = 32;
-        self.admin = self.ring(0, entries, None);
+        self.admin = self.ring(0, entries, None, None);
         self.io_queues.clear();
         let size = u32::from(entries - 1);
         self.write32(offset::AQA, size | size << 16);
@@ -224,11 +251,11 @@ impl Driver {
         assert_eq!(self.read32(offset::CMBSTS), 0);
     }
 
-    fn ring(&mut self, id: u16, entries: u16, sq: Option<u64>) -> Ring {
+    fn ring(&mut self, id: u16, entries: u16, sq: Option<u64>, cq: Option<u64>) -> Ring {
         let pages = (u64::from(entries) * 64).div_ceil(4096);
         let sq = sq.unwrap_or_else(|| self.pages(pages));
-        let cq = self.pages(pages);
-        assert!(self.memory.write(cq, &vec![0; usize::from(entries) * 16]));
+        let cq = cq.unwrap_or_else(|| self.pages(pages));
+        self.store(cq, &vec![0; usize::from(entries) * 16]);
         Ring {
             id,
             sq,
@@ -242,7 +269,18 @@ impl Driver {
 
     /// Creates I/O queue pair `id`, its submission queue at `sq` or in host memory.
     pub fn create_queues(&mut self, id: u16, entries: u16, sq: Option<u64>) -> Result<(), Status> {
-        let ring = self.ring(id, entries, sq);
+        self.create_queues_at(id, entries, sq, None)
+    }
+
+    /// The same with the completion queue at `cq`.
+    pub fn create_queues_at(
+        &mut self,
+        id: u16,
+        entries: u16,
+        sq: Option<u64>,
+        cq: Option<u64>,
+    ) -> Result<(), Status> {
+        let ring = self.ring(id, entries, sq, cq);
         let size = CreateQueueCdw10::new()
             .with_qid(id)
             .with_qsize_z(entries - 1)
@@ -299,7 +337,7 @@ impl Driver {
 
     pub fn ring_doorbell(&mut self, index: usize) {
         let ring = self.queue(index).clone();
-        self.write32(offset::DOORBELLS + 8 * u64::from(ring.id), ring.tail.into());
+        self.move_doorbell(ring.id, false, ring.tail);
     }
 
     pub fn submit(&mut self, index: usize, command: Command) -> u16 {
@@ -310,13 +348,11 @@ impl Driver {
 
     /// The next completion, if it is there.
     pub fn poll(&mut self, index: usize) -> Option<Completion> {
-        let memory = Arc::clone(&self.memory);
         let ring = self.queue(index);
-        let mut completion = Completion::new_zeroed();
-        assert!(memory.read(
-            ring.cq + u64::from(ring.head) * 16,
-            completion.as_mut_bytes()
-        ));
+        let address = ring.cq + u64::from(ring.head) * 16;
+        let completion = self.load(address, size_of::<Completion>());
+        let completion = Completion::read_from_bytes(&completion).unwrap();
+        let ring = self.queue(index);
         if completion.phase() != ring.phase {
             return None;
         }
@@ -325,7 +361,7 @@ impl Driver {
             (ring.head, ring.phase) = (0, !ring.phase);
         }
         let (id, head) = (ring.id, ring.head);
-        self.write32(offset::DOORBELLS + 8 * u64::from(id) + 4, head.into());
+        self.move_doorbell(id, true, head);
         Some(completion)
     }
 
@@ -359,14 +395,21 @@ impl Driver {
         self.execute(0, command)
     }
 
-    /// Host memory or, by the CPU, a CMB.
+    /// The BAR of the CMB or PMR that `address` is in, and where.
+    fn bar(&self, address: u64) -> (u8, u64) {
+        match address.checked_sub(self.pmr_address) {
+            Some(offset) => (2, offset),
+            None => (4, address - self.cmb_address),
+        }
+    }
+
+    /// Host memory or, by the CPU, a CMB or PMR.
     pub fn store(&self, address: u64, data: &[u8]) {
         if address < HOST_MEMORY {
             assert!(self.memory.write(address, data));
         } else {
-            self.function
-                .bar_write(4, address - self.cmb_address, data)
-                .unwrap();
+            let (bar, offset) = self.bar(address);
+            self.function.bar_write(bar, offset, data).unwrap();
         }
     }
 
@@ -375,9 +418,8 @@ impl Driver {
         if address < HOST_MEMORY {
             assert!(self.memory.read(address, &mut data));
         } else {
-            self.function
-                .bar_read(4, address - self.cmb_address, &mut data)
-                .unwrap();
+            let (bar, offset) = self.bar(address);
+            self.function.bar_read(bar, offset, &mut data).unwrap();
         }
         data
     }
@@ -487,6 +529,11 @@ impl Driver {
         self.program_config_space(0x10_0000_0000);
     }
 
+    /// For [`rewind`](Self::rewind).
+    pub fn next_free_page(&self) -> u64 {
+        self.next_page
+    }
+
     /// Pages from `first` on are free again.
     pub fn rewind(&mut self, first: u64) {
         self.next_page = first;
@@ -513,4 +560,13 @@ pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
                 >> (8 * (i % 8))) as u8
         })
         .collect()
+}
+
+/// Ends a test's threads however the test ends: a panic must not wait for them forever.
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

@@ -294,6 +294,8 @@ fn flr_resets_the_endpoint_and_then_config_space() {
             Event::Config(true, 1),
             // The write also cleared Max_Read_Request_Size.
             Event::Decode(true, true, true),
+            // Before the endpoint is reset: no peer's access may follow.
+            Event::Decode(true, false, true),
             Event::Reset(ResetKind::FunctionLevel),
             Event::Decode(true, false, false),
         ]
@@ -438,6 +440,8 @@ fn disconnecting_goes_in_order_and_leaves_nothing() {
         recorder.take(),
         [
             Event::Decode(false, true, true),
+            // Before the endpoint is reset: no peer's access may follow.
+            Event::Decode(false, false, true),
             Event::Reset(ResetKind::ConnectionLost),
             Event::Decode(false, false, false),
         ]

@@ -150,7 +150,7 @@ pub fn command(function: &Function, memory_space: bool, bus_master: bool) {
 }
 
 pub fn memfd(size: u64) -> OwnedFd {
-    let fd = rustix::fs::memfd_create("host", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let fd = rustix::fs::memfd_create("host", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
     rustix::fs::ftruncate(fd.as_fd(), size).unwrap();
     fd
 }

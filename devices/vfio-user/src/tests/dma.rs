@@ -38,6 +38,11 @@ fn bad_maps_are_refused() {
     assert_eq!(raw.call(DMA_MAP, &map(4, 0, 0x1000, 0x1000)), Err(EINVAL));
     assert_eq!(raw.call(DMA_MAP, &map(3, 0, 0x1000, 0)), Err(EINVAL));
     assert_eq!(raw.call(DMA_MAP, &map(3, 0, u64::MAX, 2)), Err(EINVAL));
+    // Parts of pages.
+    assert_eq!(raw.call(DMA_MAP, &map(3, 0, 0x1000, 0x800)), Err(EINVAL));
+    assert_eq!(raw.call(DMA_MAP, &map(3, 0, 0x1800, 0x1000)), Err(EINVAL));
+    let part = mixed(24, 0, &[0x1000, 0x800]);
+    assert_eq!(raw.call(DMA_UNMAP, &part), Err(EINVAL));
     assert_eq!(
         raw.call(DMA_MAP, &mixed(31, 3, &[0, 0x1000, 0x1000])),
         Err(EINVAL)

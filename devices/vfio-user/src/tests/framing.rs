@@ -44,7 +44,7 @@ fn bad_version_data_is_refused_and_may_be_repeated() {
     let json: serde_json::Value = serde_json::from_slice(&reply[4..reply.len() - 1]).unwrap();
     assert_eq!(json["capabilities"]["max_msg_fds"], 16);
     assert_eq!(json["capabilities"]["max_data_xfer_size"], 1 << 20);
-    assert_eq!(json["capabilities"]["max_dma_maps"], 4096);
+    assert_eq!(json["capabilities"]["max_dma_maps"], 1024);
     assert_eq!(raw.call(VERSION, &[0, 0, 1, 0]), Err(EINVAL));
     raw.assert_in_step();
 }
@@ -164,5 +164,45 @@ fn unwanted_descriptors_are_closed_and_refused() {
     // Every copy of the write end is closed: the read end sees the end.
     drop(theirs);
     let mut ours = ours;
+    assert_eq!(ours.read(&mut [0]).unwrap(), 0);
+}
+
+/// Messages that arrive together are told apart, and descriptors go to the message that they came with.
+#[test]
+fn messages_read_at_once_keep_their_descriptors() {
+    let mut raw = Raw::new();
+    let (_ours, theirs) = std::io::pipe().unwrap();
+    for round in 0..50u8 {
+        let mut posted = Vec::new();
+        for number in 0..4 {
+            posted.extend(raw.header(REGION_WRITE, 16 + 16 + 1, NO_REPLY));
+            posted.extend(access(number, 0, 1));
+            posted.push(round);
+        }
+        raw.send_bytes(&posted, &[]);
+        let mapping = mixed(32, 3, &[0, 0x1000, 0x1000]);
+        raw.send(DMA_MAP, &mapping, 0, &[theirs.as_fd()]);
+        raw.reply(DMA_MAP).unwrap();
+        let log = raw.target.take_log();
+        assert_eq!(log, ["map 0x1000 0x1000 true true true 0x0"]);
+        let written = raw.call(REGION_READ, &access(0, 0, 4)).unwrap();
+        assert_eq!(written[16..], [round; 4]);
+    }
+    raw.assert_in_step();
+}
+
+/// However many descriptors come with the pieces of one message, few are kept and none stays open.
+#[test]
+fn descriptors_with_every_piece_are_bounded() {
+    let mut raw = Raw::new();
+    let (mut ours, theirs) = std::io::pipe().unwrap();
+    let mut bytes = raw.header(DMA_MAP, 16 + 32, 0);
+    bytes.extend([0; 32]);
+    for byte in &bytes {
+        raw.send_bytes(&[*byte], &[theirs.as_fd(); 16]);
+    }
+    assert_eq!(raw.reply(DMA_MAP), Err(EINVAL));
+    raw.assert_in_step();
+    drop(theirs);
     assert_eq!(ours.read(&mut [0]).unwrap(), 0);
 }

@@ -60,6 +60,8 @@ pub struct Options {
     pub hostname: String,
     /// `p2plab.modules=off` loads none at boot.
     pub modules: bool,
+    /// `p2plab.system=vda`: the disk with the system image.
+    pub system: Option<String>,
 }
 
 impl Options {
@@ -74,6 +76,7 @@ impl Options {
                 .to_owned(),
             hostname: "p2plab".to_owned(),
             modules: true,
+            system: None,
         };
         let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
         for option in line
@@ -84,6 +87,7 @@ impl Options {
                 Some(("console", value)) => options.console = value.to_owned(),
                 Some(("hostname", value)) => options.hostname = value.to_owned(),
                 Some(("modules", value)) => options.modules = value != "off",
+                Some(("system", value)) => options.system = Some(value.to_owned()),
                 _ => say(format_args!(
                     "unknown option p2plab.{option} on the command line"
                 )),

@@ -5,6 +5,7 @@ mod boot;
 mod console;
 mod port;
 mod power;
+mod system;
 
 use std::sync::Arc;
 
@@ -37,6 +38,9 @@ fn main() {
     let failed = load_modules(&options);
     // Some file systems exist only once their module is there.
     boot::mount_all();
+    if let Some(disk) = &options.system {
+        system::mount_image(disk);
+    }
     let mut retry = boot::Retry::default();
     let children = loop {
         match Children::new(Reaping::Everything) {

@@ -1,0 +1,256 @@
+//! Where a namespace's bytes are: in a file. Memory is a file, too (a memfd), and so is nothing at all (the host's
+//! `/dev/zero`), so that there is one data path.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+use rustix::io::Errno;
+
+use crate::config::{Backing, NamespaceConfig, NvmeError};
+
+/// Reads as zeros without end, and forgets what is written to it.
+const NOTHING: &str = "/dev/zero";
+
+/// Where metadata goes. The file of the blocks has none of it: a disk image stays one.
+#[derive(Clone, Debug)]
+enum Companion {
+    /// In memory, as the blocks are.
+    Memory,
+    /// In a file beside that of the blocks, as durable as they are.
+    Beside(PathBuf),
+    /// Nowhere, as the blocks.
+    Nothing,
+    /// A block device has no place beside it.
+    Impossible,
+}
+
+/// A namespace's file, and what goes with it from format to format.
+#[derive(Clone, Debug)]
+pub(crate) struct Medium {
+    pub(crate) file: Arc<File>,
+    /// Bytes of it that are the namespace's.
+    pub(crate) size: u64,
+    pub(crate) read_only: bool,
+    /// The file outlives the controller: flushes mean something.
+    pub(crate) durable: bool,
+    companion: Companion,
+}
+
+impl Medium {
+    pub(crate) fn open(nsid: u32, config: &NamespaceConfig) -> Result<Self, NvmeError> {
+        let read_only = config.read_only;
+        let (file, size, durable, companion) = match &config.backing {
+            Backing::Memory { size } => {
+                let file = memory(*size).map_err(|source| NvmeError::Allocate {
+                    nsid,
+                    size: *size,
+                    source,
+                })?;
+                (file, *size, false, Companion::Memory)
+            }
+            Backing::File { path, size, create } => {
+                let (file, size) = open_file(nsid, path, *size, *create, read_only)?;
+                let regular = file.metadata().is_ok_and(|found| found.is_file());
+                let companion = if regular {
+                    Companion::Beside(beside(path))
+                } else {
+                    Companion::Impossible
+                };
+                (file, size, true, companion)
+            }
+            Backing::Null { size } => {
+                let file = nothing().map_err(|source| NvmeError::Open {
+                    nsid,
+                    path: NOTHING.into(),
+                    source,
+                })?;
+                (file, *size, false, Companion::Nothing)
+            }
+        };
+        Ok(Self {
+            file: Arc::new(file),
+            size,
+            read_only,
+            durable,
+            companion,
+        })
+    }
+
+    /// Sparse memory of `size` bytes.
+    pub(crate) fn memory(size: u64) -> io::Result<Self> {
+        Ok(Self {
+            file: Arc::new(memory(size)?),
+            size,
+            read_only: false,
+            durable: false,
+            companion: Companion::Memory,
+        })
+    }
+
+    /// Whether there is a place for metadata.
+    pub(crate) fn takes_metadata(&self) -> bool {
+        !matches!(self.companion, Companion::Impossible)
+    }
+
+    /// The file of `size` bytes for the metadata: emptied, or with what is in it.
+    pub(crate) fn metadata(&self, size: u64, empty: bool) -> io::Result<File> {
+        match &self.companion {
+            Companion::Memory => memory(size),
+            Companion::Nothing => nothing(),
+            Companion::Impossible => Err(io::ErrorKind::Unsupported.into()),
+            Companion::Beside(path) => {
+                let mut options = OpenOptions::new();
+                options.read(true);
+                if self.read_only {
+                    return options.open(path);
+                }
+                let file = options
+                    .write(true)
+                    .create(true)
+                    .truncate(empty)
+                    .open(path)?;
+                file.set_len(size)?;
+                Ok(file)
+            }
+        }
+    }
+
+    /// The blocks have no metadata any more. What is left in a file of it would not fit what is written from now on.
+    pub(crate) fn forget_metadata(&self) -> io::Result<()> {
+        let Companion::Beside(path) = &self.companion else {
+            return Ok(());
+        };
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// There is nothing to make zeros of.
+    pub(crate) fn is_nothing(&self) -> bool {
+        matches!(self.companion, Companion::Nothing)
+    }
+
+    /// Makes all bytes read as zeros.
+    pub(crate) fn erase(&self) -> io::Result<()> {
+        if self.is_nothing() || punch(&self.file, 0, self.size)? {
+            return Ok(());
+        }
+        let found = self.file.metadata()?;
+        if found.is_file() && found.len() == self.size {
+            // A file system without holes still has files that end and grow.
+            self.file.set_len(0)?;
+            return self.file.set_len(self.size);
+        }
+        zero(&self.file, 0, self.size)
+    }
+
+    /// The path of the metadata, for messages.
+    pub(crate) fn metadata_path(&self) -> PathBuf {
+        match &self.companion {
+            Companion::Beside(path) => path.clone(),
+            _ => PathBuf::new(),
+        }
+    }
+}
+
+/// `FILE.meta` for `FILE`.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".meta");
+    name.into()
+}
+
+fn memory(size: u64) -> io::Result<File> {
+    let file: File = memfd_create("nvme-namespace", MemfdFlags::CLOEXEC)?.into();
+    file.set_len(size)?;
+    Ok(file)
+}
+
+fn nothing() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(NOTHING)
+}
+
+fn open_file(
+    nsid: u32,
+    path: &Path,
+    size: Option<u64>,
+    create: bool,
+    read_only: bool,
+) -> Result<(File, u64), NvmeError> {
+    let open = |source: io::Error| NvmeError::Open {
+        nsid,
+        path: path.into(),
+        source,
+    };
+    if create && !path.exists() {
+        let Some(size) = size else {
+            return Err(NvmeError::CreateNeedsSize {
+                nsid,
+                path: path.into(),
+            });
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path);
+        let file = file.map_err(open)?;
+        if let Err(source) = file.set_len(size) {
+            let _ = std::fs::remove_file(path);
+            return Err(NvmeError::Allocate { nsid, size, source });
+        }
+        return Ok((file, size));
+    }
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .open(path)
+        .map_err(open)?;
+    // The end, not the metadata's length: that of a block device is 0.
+    let actual = file.seek(SeekFrom::End(0)).map_err(open)?;
+    let wanted = size.unwrap_or(actual);
+    if actual < wanted {
+        return Err(NvmeError::FileTooSmall {
+            nsid,
+            path: path.into(),
+            actual,
+            wanted,
+        });
+    }
+    Ok((file, wanted))
+}
+
+/// Gives storage back; the bytes read as zeros. `false` where the file cannot.
+pub(crate) fn punch(file: &File, offset: u64, length: u64) -> io::Result<bool> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    loop {
+        return match fallocate(file, flags, offset, length) {
+            Ok(()) => Ok(true),
+            Err(Errno::INTR) => continue,
+            Err(Errno::OPNOTSUPP | Errno::NODEV | Errno::NOSYS | Errno::INVAL) => Ok(false),
+            Err(error) => Err(error.into()),
+        };
+    }
+}
+
+/// Makes the bytes read as zeros.
+pub(crate) fn zero(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    if length == 0 || punch(file, offset, length)? {
+        return Ok(());
+    }
+    const CHUNK: u64 = 64 << 10;
+    let zeros = [0u8; CHUNK as usize];
+    let mut done = 0;
+    while done < length {
+        let step = CHUNK.min(length - done);
+        let zeros = zeros.get(..step as usize).unwrap_or(&zeros);
+        file.write_all_at(zeros, offset + done)?;
+        done += step;
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+use super::*;
+use crate::config::Backing;
+
+#[test]
+fn extent_refuses_what_leaves_the_namespace() {
+    let ns = Namespace::open(1, &NamespaceConfig::memory(1 << 20)).unwrap();
+    let last = Extent {
+        slba: 2047,
+        count: 1,
+        offset: 2047 * 512,
+        length: 512,
+    };
+    assert_eq!(ns.extent(2047, 1), Some(last));
+    assert_eq!(ns.extent(2047, 2), None);
+    assert_eq!(ns.extent(u64::MAX, 1), None);
+}
+
+#[test]
+fn deallocated_and_zeroed_blocks_read_as_zeros() {
+    let ns = Namespace::open(1, &NamespaceConfig::memory(1 << 20)).unwrap();
+    ns.file.write_all_at(&[7; 8192], 0).unwrap();
+    ns.write_zeroes(&ns.extent(1, 8).unwrap()).unwrap();
+    let mut data = [0; 8192];
+    ns.file.read_exact_at(&mut data, 0).unwrap();
+    assert!(data[..512].iter().all(|b| *b == 7));
+    assert!(data[512..4608].iter().all(|b| *b == 0));
+    assert!(data[4608..].iter().all(|b| *b == 7));
+}
+
+#[test]
+fn bad_backings_are_refused_in_one_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("missing");
+    let error = Namespace::open(3, &NamespaceConfig::file(&missing)).unwrap_err();
+    assert!(
+        error.to_string().contains("namespace 3: cannot open"),
+        "{error}"
+    );
+
+    let small = dir.path().join("small");
+    std::fs::write(&small, [0; 1024]).unwrap();
+    let mut config = NamespaceConfig::file(&small);
+    config.backing = Backing::File {
+        path: small.clone(),
+        size: Some(4096),
+        create: true,
+    };
+    let error = Namespace::open(1, &config).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("has 1024 bytes, the namespace 4096"),
+        "{error}"
+    );
+    assert_eq!(std::fs::metadata(&small).unwrap().len(), 1024);
+
+    config = NamespaceConfig::memory(1000);
+    let error = Namespace::open(1, &config).unwrap_err();
+    assert!(
+        error.to_string().contains("multiple of the block size 512"),
+        "{error}"
+    );
+
+    let created = dir.path().join("created");
+    config.backing = Backing::File {
+        path: created.clone(),
+        size: Some(8192),
+        create: true,
+    };
+    assert_eq!(Namespace::open(1, &config).unwrap().blocks, 16);
+    assert_eq!(std::fs::metadata(&created).unwrap().len(), 8192);
+}
