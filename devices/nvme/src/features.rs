@@ -73,14 +73,23 @@ pub(crate) fn effects_page() -> Vec<u8> {
         .collect()
 }
 
-/// When completions are to be signalled (Base 5.27.1.6, 5.27.1.7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code, reason = "for the workers")]
-pub(crate) struct Coalescing {
-    /// Longest that a completion waits for its interrupt. Zero: no coalescing.
-    pub(crate) time: Duration,
-    /// Completions that make an interrupt without waiting, 1 to 256.
-    pub(crate) threshold: u16,
+/// When completions of an interrupt vector are to be signalled (Base 5.27.1.6, 5.27.1.7): dword 11 of the feature, or 0
+/// where it does not apply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Coalescing(pub(crate) u16);
+
+impl Coalescing {
+    /// Aggregation Time: longest that a completion waits for its interrupt. Zero: none waits.
+    pub(crate) fn time(self) -> Duration {
+        let [_, time] = self.0.to_le_bytes();
+        Duration::from_micros(u64::from(time) * 100)
+    }
+
+    /// Aggregation Threshold: completions that make an interrupt without waiting, 1 to 256.
+    pub(crate) fn threshold(self) -> u32 {
+        let [threshold_z, _] = self.0.to_le_bytes();
+        u32::from(threshold_z) + 1
+    }
 }
 
 /// The controller's clock, as the host set it (Base 5.27.1.10).
@@ -124,7 +133,7 @@ pub(crate) struct Features {
     /// I/O submission and completion queues that the host may create.
     pub(crate) queues: (u16, u16),
     max_queues: u16,
-    coalescing: u32,
+    coalescing: u16,
     /// Coalescing Disable of each vector.
     coalescing_disabled: Vec<bool>,
     write_atomicity: u32,
@@ -199,15 +208,10 @@ impl Features {
     }
 
     /// How completions with interrupt vector `vector` are signalled. Those of the admin queue never wait.
-    #[allow(dead_code, reason = "for the workers")]
     pub(crate) fn coalescing(&self, vector: u16) -> Coalescing {
         let disabled = self.coalescing_disabled.get(usize::from(vector));
-        let [threshold_z, time, ..] = self.coalescing.to_le_bytes();
         let applies = vector != 0 && disabled == Some(&false);
-        Coalescing {
-            time: Duration::from_micros(if applies { u64::from(time) * 100 } else { 0 }),
-            threshold: u16::from(threshold_z) + 1,
-        }
+        Coalescing(if applies { self.coalescing } else { 0 })
     }
 
     /// The value of feature `fid`, as Get Features returns it in dword 0. `nsid` matters to a feature of
@@ -228,7 +232,7 @@ impl Features {
             feature::NUMBER_OF_QUEUES => {
                 u32::from(self.queues.0 - 1) | u32::from(self.queues.1 - 1) << 16
             }
-            feature::INTERRUPT_COALESCING => self.coalescing,
+            feature::INTERRUPT_COALESCING => self.coalescing.into(),
             feature::INTERRUPT_VECTOR_CONFIG => {
                 let disabled = self.coalescing_disabled.get(selector.vector);
                 let disabled = *disabled.ok_or(Status::INVALID_FIELD)?;
@@ -271,7 +275,7 @@ impl Features {
                     .extend(nsids.iter().map(|nsid| (*nsid, cdw11)));
             }
             feature::VOLATILE_WRITE_CACHE => self.write_cache = cdw11 & 1 != 0,
-            feature::INTERRUPT_COALESCING => self.coalescing = cdw11 & 0xffff,
+            feature::INTERRUPT_COALESCING => self.coalescing = low,
             feature::INTERRUPT_VECTOR_CONFIG => {
                 let disabled = self.coalescing_disabled.get_mut(selector.vector);
                 *disabled.ok_or(Status::INVALID_FIELD)? = cdw11 & 1 << 16 != 0;
@@ -334,7 +338,7 @@ mod tests {
         let mut f = Features::new(8);
         let of = |f: &Features, vector| {
             let c = f.coalescing(vector);
-            (c.time.as_micros(), c.threshold)
+            (c.time().as_micros(), c.threshold())
         };
         assert_eq!(of(&f, 1), (0, 1));
         f.set(feature::INTERRUPT_COALESCING, 3 << 8 | 9, &[])

@@ -110,6 +110,13 @@ fn take_effect(shared: &Shared, fid: u8, cdw11: u32) -> Result<(), Status> {
             flushed.map_err(|_| Status::WRITE_FAULT)?;
         }
         feature::TEMPERATURE_THRESHOLD => shared.check_health(),
+        feature::INTERRUPT_COALESCING | feature::INTERRUPT_VECTOR_CONFIG => {
+            let (sqs, cqs) = read(&shared.queues).io_queues();
+            let features = lock(&shared.features).clone();
+            cqs.iter().for_each(|cq| cq.follow(&features));
+            // What waits for its interrupt may have waited long enough.
+            sqs.iter().for_each(|sq| sq.wake.notify());
+        }
         feature::ASYNC_EVENT_CONFIG => {
             lock(&shared.events).configure(cdw11);
             shared.check_health();
