@@ -626,8 +626,9 @@ fn check(config: &NvmeConfig) -> Result<(), NvmeError> {
             given: config.io_queues,
         });
     }
+    // MDTS is a power of two of pages, and 0 is no limit.
     let transfer = config.max_transfer;
-    if !transfer.is_power_of_two() || !(4096..=128 << 20).contains(&transfer) {
+    if !transfer.is_power_of_two() || !(8192..=128 << 20).contains(&transfer) {
         return Err(NvmeError::BadMaxTransfer {
             serial: serial(),
             given: transfer,

@@ -114,7 +114,7 @@ fn controller(
     text(&mut id.sn, &config.serial);
     text(&mut id.mn, &config.model);
     id.fr = firmware;
-    // The transfer size is a power of two of at least a page.
+    // The transfer size is a power of two of at least two pages: 0 would be no limit.
     id.mdts = u8::try_from((config.max_transfer / PAGE_SIZE).trailing_zeros()).unwrap_or(0);
     id.ver = U32::new(version(config.cmb.as_ref()));
     id.cntrltype = 1;
