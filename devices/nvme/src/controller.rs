@@ -79,7 +79,7 @@ pub(crate) struct Shared {
     pub(crate) gate: Gate,
     pub(crate) telemetry: Mutex<Telemetry>,
     pub(crate) counters: Counters,
-    pub(crate) mistakes: Mistakes,
+    pub(crate) mistakes: Arc<Mistakes>,
     pub(crate) trace: Trace,
     pub(crate) faults: Faults,
     /// Wakes the controller's thread.
@@ -337,7 +337,7 @@ impl NvmeController {
             gate: Gate::new(),
             telemetry: Mutex::default(),
             counters: Counters::new(),
-            mistakes: Mistakes::default(),
+            mistakes: Arc::default(),
             trace: Trace::default(),
             faults: Faults::new(config.faults.clone()),
             wake: Arc::default(),
@@ -532,6 +532,7 @@ impl Endpoint for NvmeController {
             cmb: self.shared.cmb.clone(),
             pmr: self.shared.pmr.clone(),
             commands_inside: false,
+            mistakes: Arc::clone(&self.shared.mistakes),
         };
         let (shared, core) = (Arc::clone(&self.shared), Arc::clone(&self.core));
         let thread = Builder::new().name("nvme-admin".into()).spawn(move || {

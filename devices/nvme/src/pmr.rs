@@ -15,6 +15,7 @@ use p2plab_pcie::{BarDeclaration, BarMemory, DmaRange, Port};
 
 use crate::config::{NvmeError, PmrBacking, PmrConfig};
 use crate::locks::{read, write};
+use crate::namespace::settle;
 use crate::spec::registers::{PmrCap, PmrEbs, PmrMsc, PmrSts, PmrSwtp, hsts, pmrwbm};
 use crate::window::{Place, Window};
 
@@ -188,7 +189,7 @@ fn open_file(path: &std::path::Path, create: bool, size: u64) -> io::Result<File
             .write(true)
             .create_new(true)
             .open(path)?;
-        if let Err(error) = made.set_len(size) {
+        if let Err(error) = made.set_len(size).and_then(|()| settle(&made, path)) {
             let _ = std::fs::remove_file(path);
             return Err(error);
         }

@@ -92,18 +92,24 @@ fn reads(opcode: u8) -> bool {
     matches!(opcode, opcode::READ | opcode::COMPARE | opcode::VERIFY)
 }
 
-fn write_fault(error: io::Error) -> Status {
-    tracing::warn!(%error, "the namespace's file failed");
-    Status::WRITE_FAULT
+/// The status of a command that could not change the blocks' file.
+fn write_fault(ns: &Namespace) -> impl Fn(io::Error) -> Status {
+    |error| {
+        ns.report(&error);
+        Status::WRITE_FAULT
+    }
 }
 
-fn read_error(error: io::Error) -> Status {
-    tracing::warn!(%error, "the namespace's file failed");
-    Status::UNRECOVERED_READ_ERROR
+/// The status of a command that could not read it.
+fn read_error(ns: &Namespace) -> impl Fn(io::Error) -> Status {
+    |error| {
+        ns.report(&error);
+        Status::UNRECOVERED_READ_ERROR
+    }
 }
 
 fn flush(ns: &Namespace) -> Result<(), Status> {
-    ns.flush().map_err(write_fault)
+    ns.flush().map_err(write_fault(ns))
 }
 
 /// The blocks that a command addresses.

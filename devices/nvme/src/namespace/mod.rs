@@ -16,7 +16,7 @@ use crate::config::{NamespaceConfig, NvmeError};
 use crate::locks::{lock, read, write};
 use crate::spec::status::Status;
 
-pub(crate) use backing::Medium;
+pub(crate) use backing::{Medium, settle};
 pub(crate) use format::{FORMATS, Format, METADATA};
 pub(crate) use protection::Protection;
 pub(crate) use uncorrectable::Uncorrectable;
@@ -211,13 +211,19 @@ impl Namespace {
         Turn::Alone(write(&self.turns))
     }
 
-    /// Makes all writes so far survive a loss of power.
+    /// Makes all writes so far survive a loss of power. Once it has failed it fails.
     pub(crate) fn flush(&self) -> io::Result<()> {
         if !self.medium.durable || self.read_only {
             return Ok(());
         }
-        self.file.sync_data()?;
-        self.metadata.as_ref().map_or(Ok(()), File::sync_data)
+        self.medium.sync(self.metadata.as_ref())
+    }
+
+    /// Tells people that its file failed, now and then: a host can make it fail as often as it likes.
+    pub(crate) fn report(&self, error: &io::Error) {
+        if self.medium.failure_is_worth_a_line() {
+            tracing::warn!(%error, nsid = self.nsid, "the namespace's file failed");
+        }
     }
 
     /// The metadata of the blocks of `extent`.
