@@ -41,7 +41,7 @@ pub struct NvmeConfig {
     /// the completion of the controller's read pushes posted writes), and a command would be executed before it, or
     /// its data, has arrived. For its own memory the controller sees to that itself.
     pub shadow_doorbells: bool,
-    /// Largest data transfer of a command in bytes: a power of two, 4 KiB to 128 MiB.
+    /// Largest data transfer of a command in bytes: a power of two, 8 KiB to 128 MiB.
     pub max_transfer: u64,
 }
 
@@ -309,7 +309,7 @@ pub enum NvmeError {
     },
     /// Largest transfer.
     #[error(
-        "NVMe controller `{serial}`: largest transfer {given} bytes; use a power of two from 4096 to \
+        "NVMe controller `{serial}`: largest transfer {given} bytes; use a power of two from 8192 to \
          134217728"
     )]
     BadMaxTransfer {

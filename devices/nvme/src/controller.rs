@@ -18,12 +18,17 @@ use crate::cmb::Cmb;
 use crate::config::{CmbScheme, MAX_IO_QUEUES, NvmeConfig, NvmeError};
 use crate::counters::{Counters, Mistakes, add};
 use crate::dma::Dma;
-use crate::events::{AsyncEvents, ErrorLog, Event};
+use crate::events::{AsyncEvents, Event};
 use crate::faults::Faults;
 use crate::features::Features;
+use crate::firmware::Firmware;
+use crate::gate::Gate;
+use crate::health::Health;
+use crate::held::HeldCommands;
 use crate::identify::{DEVICE_ID, VENDOR_ID, eui64};
 use crate::lifecycle::Core;
 use crate::locks::{lock, read};
+use crate::logs::ErrorLog;
 use crate::namespace::Namespace;
 use crate::namespaces::{MAX_NAMESPACES, Namespaces};
 use crate::pmr::Pmr;
@@ -31,10 +36,13 @@ use crate::polling::Polling;
 use crate::queue::{CompletionQueue, SubmissionQueue, Wake};
 use crate::queue_table::QueueTable;
 use crate::regs::Registers;
+use crate::sanitize::Sanitize;
+use crate::self_test::SelfTest;
 use crate::shadow::DoorbellBuffer;
 use crate::spec::command::Command;
 use crate::spec::registers::offset::{DOORBELLS, PMRSTS};
 use crate::spec::status::Status;
+use crate::telemetry::Telemetry;
 use crate::trace::Trace;
 use crate::worker;
 
@@ -61,10 +69,18 @@ pub(crate) struct Shared {
     /// Where the host keeps doorbells, if it does.
     pub(crate) doorbell_buffer: Mutex<Option<DoorbellBuffer>>,
     pub(crate) features: Mutex<Features>,
+    pub(crate) saved_features: Mutex<Features>,
     pub(crate) events: Mutex<AsyncEvents>,
     pub(crate) errors: Mutex<ErrorLog>,
+    pub(crate) health: Health,
+    pub(crate) firmware: Mutex<Firmware>,
+    pub(crate) self_test: SelfTest,
+    pub(crate) sanitize: Sanitize,
+    pub(crate) held: HeldCommands,
+    pub(crate) gate: Gate,
+    pub(crate) telemetry: Mutex<Telemetry>,
     pub(crate) counters: Counters,
-    pub(crate) mistakes: Mistakes,
+    pub(crate) mistakes: Arc<Mistakes>,
     pub(crate) trace: Trace,
     pub(crate) polling: Polling,
     pub(crate) faults: Faults,
@@ -104,14 +120,23 @@ impl Shared {
         }
     }
 
-    /// Gives up until the host resets the controller: CSTS.CFS.
+    /// Gives up until the host resets the controller: CSTS.CFS. To be called without locks but `Core`'s and an
+    /// executor's: what it keeps for telemetry looks at everything else.
     pub(crate) fn fatal(&self, why: &str) {
         if self.mistakes.is_worth_a_line() {
             tracing::warn!(why, "controller fatal status");
         }
         // First, so that no queue goes on as if nothing had happened when the host knows.
         read(&self.queues).stop_submissions();
-        lock(&self.registers).csts.set_cfs(true);
+        let already = {
+            let mut registers = lock(&self.registers);
+            let already = registers.csts.cfs();
+            registers.csts.set_cfs(true);
+            already
+        };
+        if !already {
+            self.keep_telemetry(why);
+        }
     }
 
     /// Whether what `sq` executes is not to be finished: a reset or the end of the controller waits for it.
@@ -187,14 +212,43 @@ impl Shared {
         }
     }
 
+    /// The controller's state, for people, tests and telemetry.
+    pub(crate) fn dump(&self) -> Value {
+        let mut dump = {
+            let registers = lock(&self.registers);
+            let fields = crate::regs::REGISTERS.iter().map(|register| {
+                let value = format!("{:#x}", registers.value(register.name));
+                (
+                    format!("{:?}", register.name).to_uppercase(),
+                    Value::from(value),
+                )
+            });
+            json!({ "registers": fields.collect::<serde_json::Map<_, _>>() })
+        };
+        dump["serial"] = self.config.serial.clone().into();
+        dump["queues"] = read(&self.queues).dump();
+        dump["counters"] = self.counters.dump();
+        dump["health"] = self.health.dump();
+        dump["firmware"] = lock(&self.firmware).dump();
+        dump["self_test"] = self.self_test.dump();
+        dump["sanitize"] = self.sanitize.dump();
+        dump["faults"] = self.faults.dump();
+        dump["namespaces"] = self
+            .namespaces
+            .all()
+            .iter()
+            .map(|ns| json!({ "nsid": ns.nsid, "size": ns.size(), "block_size": 1u64 << ns.block_shift }))
+            .collect();
+        dump
+    }
+
     /// The host wrote a doorbell that is not there, or what no doorbell can be.
     pub(crate) fn bad_doorbell(&self, qid: u16, value: u32, event: Event) {
         if self.mistakes.is_worth_a_line() {
             tracing::warn!(qid, value, "bad doorbell write");
         }
         lock(&self.errors).doorbell(qid);
-        lock(&self.events).push(event);
-        self.wake.notify();
+        self.event(event);
     }
 
     /// Lets the windows follow CMBMSC and PMRMSC.
@@ -274,10 +328,18 @@ impl NvmeController {
             queues: RwLock::new(QueueTable::new(config.io_queues)),
             doorbell_buffer: Mutex::default(),
             features: Mutex::new(Features::new(config.io_queues)),
+            saved_features: Mutex::new(Features::new(config.io_queues)),
             events: Mutex::default(),
             errors: Mutex::default(),
+            health: Health::new(),
+            firmware: Mutex::new(Firmware::new()),
+            self_test: SelfTest::default(),
+            sanitize: Sanitize::default(),
+            held: HeldCommands::default(),
+            gate: Gate::new(),
+            telemetry: Mutex::default(),
             counters: Counters::new(),
-            mistakes: Mistakes::default(),
+            mistakes: Arc::default(),
             trace: Trace::default(),
             polling: Polling::default(),
             faults: Faults::new(config.faults.clone()),
@@ -289,8 +351,10 @@ impl NvmeController {
             pmr,
             config,
         };
+        let shared = Arc::new(shared);
+        shared.faults.belong_to(&shared);
         Ok(Self {
-            shared: Arc::new(shared),
+            shared,
             core: Arc::default(),
             port: RwLock::new(None),
             thread: Mutex::new(None),
@@ -329,12 +393,13 @@ impl NvmeController {
     /// config space is the bus's to reset (`Function::reset`): a whole machine that loses power does both.
     pub fn power_cut(&self) {
         let port = self.port();
+        let prepared = !self.shared.is_unsafe_to_lose_power();
         {
             let mut registers = lock(&self.shared.registers);
             registers.reset_all();
             self.shared.set_windows(&mut registers);
         }
-        lock(&self.core).power_cut(&self.shared, port.as_ref());
+        lock(&self.core).power_cut(&self.shared, port.as_ref(), prepared);
     }
 
     fn write(&self, bar: u8, offset: u64, data: &[u8], writer: Writer) {
@@ -360,6 +425,26 @@ impl NvmeController {
         }
     }
 
+    /// Heats or cools the controller: its composite temperature in kelvin. A threshold that is crossed is an
+    /// event for a host that wants to hear of it.
+    pub fn set_temperature(&self, kelvin: u16) {
+        self.shared.health.set_temperature(kelvin);
+        self.shared.check_health();
+    }
+
+    /// Wears the controller out, or renews it: the spare that is left, in percent.
+    pub fn set_available_spare(&self, percent: u8) {
+        self.shared.health.set_spare(percent);
+        self.shared.check_health();
+    }
+
+    /// Holds self-tests and sanitize operations between two steps, or lets them go on: for tests that want to see
+    /// one in progress.
+    pub fn hold_background(&self, hold: bool) {
+        self.shared.self_test.background.hold(hold);
+        self.shared.sanitize.background.hold(hold);
+    }
+
     fn port(&self) -> Option<Port> {
         read(&self.port).clone()
     }
@@ -371,7 +456,12 @@ impl NvmeController {
         if let Some(thread) = lock(&self.thread).take() {
             let _ = thread.join();
         }
+        self.shared
+            .health
+            .power_off(!self.shared.is_unsafe_to_lose_power());
         lock(&self.core).disable(&self.shared);
+        self.shared.self_test.background.end();
+        self.shared.sanitize.background.end();
         *crate::locks::write(&self.port) = None;
     }
 }
@@ -439,11 +529,13 @@ impl Endpoint for NvmeController {
             registers.reset_all();
             self.shared.set_windows(&mut registers);
         }
+        self.shared.health.power_on();
         let dma = Dma {
             port: port.clone(),
             cmb: self.shared.cmb.clone(),
             pmr: self.shared.pmr.clone(),
             commands_inside: false,
+            mistakes: Arc::clone(&self.shared.mistakes),
         };
         let (shared, core) = (Arc::clone(&self.shared), Arc::clone(&self.core));
         let thread = Builder::new().name("nvme-admin".into()).spawn(move || {
@@ -460,6 +552,8 @@ impl Endpoint for NvmeController {
             // The guest sees a controller that failed.
             Err(error) => self.shared.fatal(&format!("no thread: {error}")),
         }
+        self.shared.self_test.resume(&self.shared);
+        self.shared.sanitize.resume(&self.shared);
         *crate::locks::write(&self.port) = Some(port);
     }
 
@@ -484,6 +578,11 @@ impl Endpoint for NvmeController {
 
     fn reset(&self, kind: ResetKind) {
         tracing::debug!(?kind, "reset");
+        if kind == ResetKind::ConnectionLost {
+            // The machine around the controller is gone, and its power; the next one's comes with CC.EN.
+            let prepared = !self.shared.is_unsafe_to_lose_power();
+            self.shared.health.power_off(prepared);
+        }
         let reset = || {
             let mut registers = lock(&self.shared.registers);
             match kind {
@@ -509,29 +608,7 @@ impl Endpoint for NvmeController {
     }
 
     fn dump(&self) -> Value {
-        let shared = &self.shared;
-        let mut dump = {
-            let registers = lock(&shared.registers);
-            let fields = crate::regs::REGISTERS.iter().map(|register| {
-                let value = format!("{:#x}", registers.value(register.name));
-                (
-                    format!("{:?}", register.name).to_uppercase(),
-                    Value::from(value),
-                )
-            });
-            json!({ "registers": fields.collect::<serde_json::Map<_, _>>() })
-        };
-        dump["serial"] = shared.config.serial.clone().into();
-        dump["queues"] = read(&shared.queues).dump();
-        dump["counters"] = shared.counters.dump();
-        dump["faults"] = shared.faults.dump();
-        dump["namespaces"] = shared
-            .namespaces
-            .all()
-            .iter()
-            .map(|ns| json!({ "nsid": ns.nsid, "size": ns.size(), "block_size": 1u64 << ns.block_shift }))
-            .collect();
-        dump
+        self.shared.dump()
     }
 }
 
@@ -557,8 +634,9 @@ fn check(config: &NvmeConfig) -> Result<(), NvmeError> {
             given: config.io_queues,
         });
     }
+    // MDTS is a power of two of pages, and 0 is no limit.
     let transfer = config.max_transfer;
-    if !transfer.is_power_of_two() || !(4096..=128 << 20).contains(&transfer) {
+    if !transfer.is_power_of_two() || !(8192..=128 << 20).contains(&transfer) {
         return Err(NvmeError::BadMaxTransfer {
             serial: serial(),
             given: transfer,

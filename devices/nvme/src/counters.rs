@@ -26,7 +26,8 @@ pub(crate) fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
-/// Counts a host's mistakes that are worth a line in the log, so that a host cannot fill the disk with them.
+/// Counts mistakes that are worth a line in the log, a host's or those that it meets, so that a host cannot fill the
+/// disk with them.
 #[derive(Debug, Default)]
 pub(crate) struct Mistakes(AtomicU64);
 
@@ -59,6 +60,11 @@ impl Counters {
         if let Some(counter) = table.get(usize::from(opcode)) {
             add(counter, 1);
         }
+    }
+
+    /// I/O commands with this opcode.
+    pub(crate) fn io_commands(&self, opcode: u8) -> u64 {
+        self.io.get(usize::from(opcode)).map_or(0, get)
     }
 
     pub(crate) fn dump(&self) -> Value {

@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLockReadGuard};
 use p2plab_pcie::{BarMemory, DmaBuffers, DmaError, DmaRange, Port};
 
 use crate::cmb::{Cmb, allowed};
+use crate::counters::Mistakes;
 use crate::pmr::Pmr;
 use crate::queue::SubmissionQueue;
 use crate::spec::command::{Command, PSDT_SGL};
@@ -31,6 +32,7 @@ pub(crate) struct Dma {
     pub(crate) pmr: Option<Arc<Pmr>>,
     /// The commands come from a queue in the CMB.
     pub(crate) commands_inside: bool,
+    pub(crate) mistakes: Arc<Mistakes>,
 }
 
 /// A transfer in the controller's own memory.
@@ -163,7 +165,7 @@ impl Dma {
                 }
             }
         };
-        moved.map_err(|error| failure(error, direction))
+        moved.map_err(|error| self.failure(error, direction))
     }
 
     /// Moves `length` bytes of `command`'s metadata, after its data: they lie in a contiguous buffer (PSDT 00b and
@@ -203,7 +205,7 @@ impl Dma {
             },
             _ => return Err(Status::INVALID_USE_OF_CMB),
         };
-        moved.map_err(|error| failure(error, direction))
+        moved.map_err(|error| self.failure(error, direction))
     }
 
     /// Refuses lists that are partly in the CMB, where CDPMLS forbids them.
@@ -266,21 +268,23 @@ impl Dma {
         }
         Ok(Some(inside))
     }
-}
 
-/// The status of a command whose data did not move.
-fn failure(error: DmaError, direction: Direction) -> Status {
-    match error {
-        DmaError::Medium(error) => {
-            tracing::warn!(%error, "the namespace's file failed");
-            match direction {
-                Direction::ToController => Status::WRITE_FAULT,
-                Direction::FromController => Status::UNRECOVERED_READ_ERROR,
+    /// The status of a command whose data did not move.
+    fn failure(&self, error: DmaError, direction: Direction) -> Status {
+        match error {
+            DmaError::Medium(error) => {
+                if self.mistakes.is_worth_a_line() {
+                    tracing::warn!(%error, "the namespace's file failed");
+                }
+                match direction {
+                    Direction::ToController => Status::WRITE_FAULT,
+                    Direction::FromController => Status::UNRECOVERED_READ_ERROR,
+                }
             }
-        }
-        error => {
-            tracing::debug!(%error, "data transfer");
-            Status::DATA_TRANSFER_ERROR
+            error => {
+                tracing::debug!(%error, "data transfer");
+                Status::DATA_TRANSFER_ERROR
+            }
         }
     }
 }

@@ -6,13 +6,14 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::controller::Shared;
+use crate::io::modifies;
 use crate::locks::lock;
 use crate::queue::SubmissionQueue;
 use crate::spec::command::{Command, ReadWriteCdw12, io};
@@ -92,6 +93,8 @@ pub struct Faults {
     /// Number of rules, so that a command without faults costs one load.
     armed: AtomicUsize,
     rules: Mutex<Rules>,
+    /// Whose they are: it looks at its health again when rules go.
+    controller: OnceLock<Weak<Shared>>,
 }
 
 #[derive(Debug, Default)]
@@ -144,6 +147,17 @@ impl Faults {
         this
     }
 
+    pub(crate) fn belong_to(&self, controller: &Arc<Shared>) {
+        // Set once.
+        let _ = self.controller.set(Arc::downgrade(controller));
+    }
+
+    fn check_health(&self) {
+        if let Some(shared) = self.controller.get().and_then(Weak::upgrade) {
+            shared.check_health();
+        }
+    }
+
     /// Adds a rule behind the others; it applies to commands that are fetched from now on.
     pub fn add(&self, fault: Fault) -> FaultId {
         let mut rules = lock(&self.rules);
@@ -162,18 +176,25 @@ impl Faults {
 
     /// Takes a rule away; how many commands met it, or `None` where there is no such rule.
     pub fn remove(&self, id: FaultId) -> Option<u64> {
-        let mut rules = lock(&self.rules);
-        let index = rules.list.iter().position(|rule| rule.id == id)?;
-        let rule = rules.list.remove(index);
-        self.armed.store(rules.list.len(), Ordering::Relaxed);
+        let rule = {
+            let mut rules = lock(&self.rules);
+            let index = rules.list.iter().position(|rule| rule.id == id)?;
+            let rule = rules.list.remove(index);
+            self.armed.store(rules.list.len(), Ordering::Relaxed);
+            rule
+        };
+        self.check_health();
         Some(rule.hits)
     }
 
     /// Takes all rules away.
     pub fn clear(&self) {
-        let mut rules = lock(&self.rules);
-        rules.list.clear();
-        self.armed.store(0, Ordering::Relaxed);
+        {
+            let mut rules = lock(&self.rules);
+            rules.list.clear();
+            self.armed.store(0, Ordering::Relaxed);
+        }
+        self.check_health();
     }
 
     /// How many commands have met the fault; `None` where there is no such rule (any more).
@@ -240,32 +261,24 @@ impl Fault {
                 .lba
                 .as_ref()
                 .is_none_or(|lba| queue != 0 && addresses(command, lba))
-            && (self.effect != FaultEffect::ReadOnly || (queue != 0 && changes(command.opcode)))
+            && (self.effect != FaultEffect::ReadOnly || (queue != 0 && modifies(command.opcode)))
     }
 }
 
 /// Whether a command addresses at least one of the blocks `lba` by dwords 10 to 12.
 fn addresses(command: &Command, lba: &RangeInclusive<u64>) -> bool {
-    const WRITE_UNCORRECTABLE: u8 = 0x04;
-    const COMPARE: u8 = 0x05;
-    const VERIFY: u8 = 0x0c;
     let by_dwords = matches!(
         command.opcode,
-        io::READ | io::WRITE | io::WRITE_ZEROES | WRITE_UNCORRECTABLE | COMPARE | VERIFY
+        io::READ
+            | io::WRITE
+            | io::WRITE_UNCORRECTABLE
+            | io::COMPARE
+            | io::WRITE_ZEROES
+            | io::VERIFY
     );
     let nlb_z = ReadWriteCdw12::from_bits(command.cdw12.get()).nlb_z();
     let first = command.slba();
     by_dwords && first <= *lba.end() && first.saturating_add(nlb_z.into()) >= *lba.start()
-}
-
-/// Whether an I/O command changes blocks.
-fn changes(opcode: u8) -> bool {
-    const WRITE_UNCORRECTABLE: u8 = 0x04;
-    const COPY: u8 = 0x19;
-    matches!(
-        opcode,
-        io::WRITE | io::WRITE_ZEROES | io::DATASET_MANAGEMENT | WRITE_UNCORRECTABLE | COPY
-    )
 }
 
 /// Lets `command`, just fetched from `sq`, meet its faults; returns what is left of it.
@@ -285,7 +298,7 @@ fn meet_rules(shared: &Shared, sq: &SubmissionQueue, command: &Command) -> Verdi
         match effect {
             FaultEffect::Status(status) => verdict.status = verdict.status.or(Some(status)),
             FaultEffect::MediaError => {
-                let status = if changes(command.opcode) {
+                let status = if modifies(command.opcode) {
                     Status::WRITE_FAULT
                 } else {
                     Status::UNRECOVERED_READ_ERROR
@@ -294,12 +307,15 @@ fn meet_rules(shared: &Shared, sq: &SubmissionQueue, command: &Command) -> Verdi
             }
             FaultEffect::ReadOnly => {
                 verdict.status = verdict.status.or(Some(Status::WRITE_PROTECTED));
+                shared.check_health();
             }
-            FaultEffect::Delay(time) => {
-                if !wait(shared, sq, time) {
-                    return Verdict::LOST;
+            FaultEffect::Delay(time) => match wait(shared, sq, command, time) {
+                Waited::Passed => {}
+                Waited::Aborted => {
+                    verdict.status = verdict.status.or(Some(Status::ABORT_REQUESTED));
                 }
-            }
+                Waited::Ended => return Verdict::LOST,
+            },
             FaultEffect::DropCompletion => verdict.complete = false,
             FaultEffect::LoseInterrupt => verdict.interrupt = false,
             FaultEffect::Fatal => {
@@ -319,17 +335,35 @@ fn meet_rules(shared: &Shared, sq: &SubmissionQueue, command: &Command) -> Verdi
     verdict
 }
 
-/// Lets `time` pass; `false` where the queue's end cut it short. It looks for that end each millisecond: faults are
-/// rare, and the queue's own wake keeps its one meaning.
-fn wait(shared: &Shared, sq: &SubmissionQueue, time: Duration) -> bool {
+/// How a delay ended.
+enum Waited {
+    Passed,
+    /// The host took the command back.
+    Aborted,
+    /// The queue's end cut it short.
+    Ended,
+}
+
+/// Lets `time` pass, or less. It looks for what cuts it short each millisecond: faults are rare, and the queue's own
+/// wake keeps its one meaning.
+fn wait(shared: &Shared, sq: &SubmissionQueue, command: &Command, time: Duration) -> Waited {
+    let held = shared.held.hold(sq.id, command.cid.get());
     let begin = Instant::now();
     while let Some(left) = time.checked_sub(begin.elapsed()).filter(|t| !t.is_zero()) {
         if shared.is_ending(sq) {
-            return false;
+            return Waited::Ended;
+        }
+        if held.is_aborted() {
+            return Waited::Aborted;
         }
         std::thread::sleep(left.min(Duration::from_millis(1)));
     }
-    true
+    // Abort told the host that the command is taken back, however late.
+    if held.is_aborted() {
+        Waited::Aborted
+    } else {
+        Waited::Passed
+    }
 }
 
 #[cfg(test)]

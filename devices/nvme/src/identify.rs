@@ -6,11 +6,15 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::config::NvmeConfig;
-use crate::events::{AERL_Z, ELPE_Z};
-use crate::features::WARNING_TEMPERATURE;
+use crate::events::{AERL_Z, OAES};
+use crate::firmware::{FRMW, FWUG, MTFA, Revision};
+use crate::health::{CRITICAL_TEMPERATURE, WARNING_TEMPERATURE};
 use crate::io;
+use crate::logs::{ELPE_Z, LPA};
 use crate::namespaces::{MAX_NAMESPACES, Namespaces};
 use crate::regs::version;
+use crate::sanitize::SANICAP;
+use crate::self_test::{DSTO, EDSTT};
 use crate::spec::PAGE_SIZE;
 use crate::spec::command::cns;
 use crate::spec::identify::IdentifyController;
@@ -20,8 +24,6 @@ use crate::spec::status::Status;
 pub(crate) const VENDOR_ID: u16 = 0x1de5;
 /// Device and subsystem.
 pub(crate) const DEVICE_ID: u16 = 0x2000;
-/// Firmware revision.
-pub(crate) const FIRMWARE: &str = "1.0";
 
 /// Controller identifier: the only one of its subsystem.
 pub(crate) const CNTLID: u16 = 0;
@@ -35,6 +37,8 @@ pub(crate) struct Request {
     pub(crate) cntid: u16,
     pub(crate) nsid: u32,
     pub(crate) csi: u8,
+    /// The revision that runs.
+    pub(crate) firmware: Revision,
 }
 
 /// A number that is as good as unique for `text` (FNV-1a, then mixed so that all bits depend on all).
@@ -80,13 +84,14 @@ pub(crate) fn page(
         cntid,
         nsid,
         csi,
+        firmware,
     } = request;
     match cns {
         // Command set 0, NVM, is the only one.
         cns::NAMESPACE_CSI | cns::CONTROLLER_CSI | cns::ACTIVE_NAMESPACES_CSI if csi != 0 => {
             Err(Status::INVALID_FIELD)
         }
-        cns::CONTROLLER => Ok(controller(config, namespaces).as_bytes().to_vec()),
+        cns::CONTROLLER => Ok(controller(config, namespaces, firmware).as_bytes().to_vec()),
         cns::CONTROLLER_CSI => Ok(namespace::limits()),
         cns::ACTIVE_NAMESPACES | cns::ACTIVE_NAMESPACES_CSI => {
             namespace::list(namespaces, true, nsid)
@@ -98,31 +103,43 @@ pub(crate) fn page(
     }
 }
 
-fn controller(config: &NvmeConfig, namespaces: &Namespaces) -> IdentifyController {
+fn controller(
+    config: &NvmeConfig,
+    namespaces: &Namespaces,
+    firmware: Revision,
+) -> IdentifyController {
     let mut id = IdentifyController::new_zeroed();
     id.vid = U16::new(VENDOR_ID);
     id.ssvid = U16::new(VENDOR_ID);
     text(&mut id.sn, &config.serial);
     text(&mut id.mn, &config.model);
-    text(&mut id.fr, FIRMWARE);
-    // The transfer size is a power of two of at least a page.
+    id.fr = firmware;
+    // The transfer size is a power of two of at least two pages: 0 would be no limit.
     id.mdts = u8::try_from((config.max_transfer / PAGE_SIZE).trailing_zeros()).unwrap_or(0);
     id.ver = U32::new(version(config.cmb.as_ref()));
     id.cntrltype = 1;
     id.acl_z = 3;
     id.aerl_z = AERL_Z;
-    // One firmware slot, read-only.
-    id.frmw = 1 | 1 << 1;
-    // Commands Supported and Effects; extended data (offsets) for Get Log Page.
-    id.lpa = 1 << 1 | 1 << 2;
+    // Firmware Commit and Firmware Image Download.
+    id.oacs |= U16::new(1 << 2);
+    id.frmw = FRMW;
+    id.fwug = FWUG;
+    id.mtfa = U16::new(MTFA);
+    // Device Self-test.
+    id.oacs |= U16::new(1 << 4);
+    id.edstt = U16::new(EDSTT);
+    id.dsto = DSTO;
+    id.sanicap = U32::new(SANICAP);
+    id.oaes = U32::new(OAES);
+    id.lpa = LPA;
     id.elpe_z = ELPE_Z;
     id.wctemp = U16::new(WARNING_TEMPERATURE);
-    id.cctemp = U16::new(WARNING_TEMPERATURE + 10);
+    id.cctemp = U16::new(CRITICAL_TEMPERATURE);
     let (capacity, unallocated) = namespaces.capacity();
     id.tnvmcap[0] = U64::new(capacity);
     id.unvmcap[0] = U64::new(unallocated);
     // Format NVM, of one namespace or with the broadcast NSID of all (FNA); Namespace Management and Attachment.
-    id.oacs = U16::new(1 << 1 | 1 << 3);
+    id.oacs |= U16::new(1 << 1 | 1 << 3);
     if config.offers_shadow_doorbells() {
         // Doorbell Buffer Config.
         id.oacs |= U16::new(1 << 8);
@@ -131,8 +148,8 @@ fn controller(config: &NvmeConfig, namespaces: &Namespaces) -> IdentifyControlle
     id.cqes = 4 << 4 | 4;
     id.nn = U32::new(MAX_NAMESPACES);
     id.mnan = U32::new(MAX_NAMESPACES);
-    // Dataset Management, Write Zeroes, Save and Select fields.
-    id.oncs = U16::new(1 << 2 | 1 << 3 | 1 << 4);
+    // Dataset Management, Write Zeroes, Save and Select fields, Timestamp.
+    id.oncs = U16::new(1 << 2 | 1 << 3 | 1 << 4 | 1 << 6);
     // Compare, Write Uncorrectable, Verify, Copy.
     id.oncs |= U16::new(1 | 1 << 1 | 1 << 7 | 1 << 8);
     // Compare and Write.
@@ -182,6 +199,7 @@ mod tests {
             cntid: 0,
             nsid,
             csi: 0,
+            firmware: *b"1.0     ",
         };
         page(&config, &namespaces, request)
     }

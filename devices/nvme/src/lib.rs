@@ -8,9 +8,11 @@
 //! - [`spec`]: wire types, and nothing else; mini drivers and fuzzers use them, too.
 //! - `controller`: [`NvmeController`], the `Endpoint`; BAR 0 decoding, doorbells, INTx. `regs`: the registers.
 //! - `lifecycle`: the controller's thread: enable, reset, shutdown, admin queue. `admin`, `identify`, `features`,
-//!   `logs`, `events`: the admin commands.
+//!   `logs`, `events`: the admin commands. `health`, `telemetry`: what the controller says of itself.
+//!   `firmware`: images and slots, and what makes an image. `self_test`, `sanitize`: what runs in the `background`, over
+//!   a namespace's `extents`. `held`: what Abort can take back. `gate`: where I/O commands come in.
 //! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
-//!   is fetched.
+//!   is fetched. `shadow`: doorbells in the host's memory.
 //! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks, their
 //!   formats, metadata and protection information.
 //! - `prp`, `sgl`: from a command to the memory of its data, a `transfer`. `dma`: to that memory, through the
@@ -36,21 +38,33 @@
 //!
 //! SGLs for metadata or with keys and offsets, metadata behind each block's data (extended LBAs), metadata of other than
 //! 8 bytes, protection information of types 2 and 3 and with guards of other than 16 bits, copies between namespaces,
-//! reservations, cryptographic erase, shared namespaces, sanitize, firmware update, directives,
-//! data that is partly in the CMB, the loss of what a write cache holds (a power cut keeps every write that the host's
-//! kernel keeps), the loss of the link in an NVM Subsystem Reset, weighted round robin, discontiguous
-//! queues, page sizes other than 4 KiB, interrupt coalescing (stored, not acted on), asynchronous events other than
-//! bad doorbells, command sets other than NVM. A worker executes one command at a time.
+//! reservations, shared namespaces, directives, data that is partly in the CMB, the loss of what a write cache holds (a
+//! power cut keeps every write that the host's kernel keeps), the loss of the link in an NVM Subsystem Reset, weighted
+//! round robin, discontiguous queues, page sizes other than 4 KiB, command sets other than NVM. A worker executes one
+//! command at a time.
+//!
+//! Of the admin commands: cryptographic erase of Format NVM and Sanitize; keeping blocks allocated, of Sanitize, which
+//! leaves the CMB and the files of deleted namespaces as they are, and lets the host enable the PMR meanwhile; boot
+//! partitions; Keep Alive, Host Identifier, Persistent Event Log, security, NVMe-MI, virtualization. Abort finds
+//! commands that wait to be executed, and none that a host has queued. The parameter of an Error Information entry is
+//! unknown. Saved features, firmware and what the logs count live as long as the controller's process, over every reset
+//! and loss of power within it.
 
 mod admin;
+mod background;
 mod cmb;
 mod config;
 mod controller;
 mod counters;
 mod dma;
 mod events;
+mod extents;
 mod faults;
 mod features;
+mod firmware;
+mod gate;
+mod health;
+mod held;
 mod identify;
 mod io;
 mod lifecycle;
@@ -64,9 +78,12 @@ mod prp;
 mod queue;
 mod queue_table;
 mod regs;
+mod sanitize;
+mod self_test;
 mod sgl;
 mod shadow;
 pub mod spec;
+mod telemetry;
 mod trace;
 mod transfer;
 mod window;

@@ -16,7 +16,6 @@ use crate::admin::{self, Outcome};
 use crate::controller::Shared;
 use crate::dma::Dma;
 use crate::faults;
-use crate::features::Features;
 use crate::locks::{lock, write};
 use crate::queue::{CompletionQueue, Permit, Reply, SubmissionQueue};
 use crate::spec::registers::{Csts, shst};
@@ -64,7 +63,8 @@ impl Core {
         loop {
             let pending = std::mem::take(&mut lock(&shared.registers).pending);
             if pending.power_cut {
-                self.power_cut(shared, Some(&dma.port));
+                let prepared = !shared.is_unsafe_to_lose_power();
+                self.power_cut(shared, Some(&dma.port), prepared);
                 continue;
             }
             if pending.subsystem_reset {
@@ -107,9 +107,8 @@ impl Core {
         *lock(&shared.doorbell_buffer) = None;
         self.admin = None;
         self.aborted.clear();
+        admin::controller_reset(shared);
         self.signal = false;
-        *lock(&shared.events) = Default::default();
-        *lock(&shared.features) = Features::new(shared.config.io_queues);
     }
 
     /// Brings everything to the state after power on. Registers change when nothing is in flight any more: until
@@ -132,12 +131,18 @@ impl Core {
 
     /// The power fails and comes back. What was flushed is there. So is what was not: the namespaces' files have
     /// every write at once, and whether the host's page cache loses it is the host's affair. The CMB has nothing
-    /// to keep it.
-    pub(crate) fn power_cut(&mut self, shared: &Shared, port: Option<&Port>) {
+    /// to keep it. `prepared`: the host had shut the controller down, or had not begun with it.
+    pub(crate) fn power_cut(&mut self, shared: &Arc<Shared>, port: Option<&Port>, prepared: bool) {
+        shared.health.power_off(prepared);
+        shared.self_test.background.end();
+        shared.sanitize.background.end();
         self.start_over(shared, port, false);
         if let Some(Err(error)) = shared.cmb.as_ref().map(|cmb| cmb.memory.clear()) {
             tracing::error!(%error, "the CMB keeps its content over the power cut");
         }
+        shared.health.power_on();
+        shared.self_test.resume(shared);
+        shared.sanitize.resume(shared);
     }
 
     fn leave_reset(&mut self, shared: &Shared, dma: &Dma) {
@@ -146,6 +151,7 @@ impl Core {
     }
 
     fn enable(&mut self, shared: &Shared, dma: &Dma) {
+        shared.health.power_on();
         let mut registers = lock(&shared.registers);
         if let Some(why) = registers.bad_configuration() {
             if shared.mistakes.is_worth_a_line() {

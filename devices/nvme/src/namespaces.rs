@@ -113,6 +113,13 @@ impl Namespaces {
         attached.filter_map(|slot| slot.namespace.clone()).collect()
     }
 
+    /// All that are not being formatted, attached or not, in the order of their NSIDs.
+    pub(crate) fn all_allocated(&self) -> Vec<Arc<Namespace>> {
+        let table = read(&self.table);
+        let slots = table.slots.values();
+        slots.filter_map(|slot| slot.namespace.clone()).collect()
+    }
+
     /// The NSIDs of all, or of all active ones, in order.
     pub(crate) fn ids(&self, active: bool) -> Vec<u32> {
         let table = read(&self.table);

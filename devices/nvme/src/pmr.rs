@@ -15,6 +15,7 @@ use p2plab_pcie::{BarDeclaration, BarMemory, DmaRange, Port};
 
 use crate::config::{NvmeError, PmrBacking, PmrConfig};
 use crate::locks::{read, write};
+use crate::namespace::settle;
 use crate::spec::registers::{PmrCap, PmrEbs, PmrMsc, PmrSts, PmrSwtp, hsts, pmrwbm};
 use crate::window::{Place, Window};
 
@@ -158,6 +159,15 @@ impl Pmr {
         }
     }
 
+    /// Makes all of it read as zeros, durably.
+    pub(crate) fn erase(&self) -> io::Result<()> {
+        self.memory.clear()?;
+        match self.config.backing {
+            PmrBacking::Memory => Ok(()),
+            PmrBacking::File { .. } => self.memory.sync(),
+        }
+    }
+
     /// Follows PMRMSC; `false` where its base address is invalid (PMRSTS.CBAI), which leaves the window closed.
     pub(crate) fn set_window(&self, control: PmrMsc, cmb: Option<&Window>) -> bool {
         let base = control.cmse().then(|| control.cba() << 12);
@@ -179,7 +189,7 @@ fn open_file(path: &std::path::Path, create: bool, size: u64) -> io::Result<File
             .write(true)
             .create_new(true)
             .open(path)?;
-        if let Err(error) = made.set_len(size) {
+        if let Err(error) = made.set_len(size).and_then(|()| settle(&made, path)) {
             let _ = std::fs::remove_file(path);
             return Err(error);
         }

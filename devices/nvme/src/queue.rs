@@ -3,14 +3,16 @@
 //! The rule that nothing breaks: a completion slot is reserved ([`Permit`]) before a command is fetched, so
 //! that a command that was executed can always be completed.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use p2plab_pcie::{DmaError, DmaRange};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::dma::Dma;
+use crate::features::{Coalescing, Features};
 use crate::shadow::{Doorbell, DoorbellBuffer, Shadow};
 use crate::spec::command::Command;
 use crate::spec::completion::Completion;
@@ -32,7 +34,7 @@ impl Wake {
     }
 
     /// Returns after a [`notify`](Self::notify) since the last return. Whoever waits here is woken by the
-    /// host's next doorbell, by a change of CC or by its own end: there is no deadline to have.
+    /// host's next doorbell, by a change of CC or by its own end.
     pub(crate) fn wait(&self) {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         while !*pending {
@@ -41,6 +43,20 @@ impl Wake {
                 .wait(pending)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+        *pending = false;
+    }
+
+    /// The same, but no later than at `deadline`, if there is one: completions wait for their interrupt.
+    pub(crate) fn wait_until(&self, deadline: Option<Instant>) {
+        let Some(deadline) = deadline else {
+            return self.wait();
+        };
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let ended = self
+            .condition
+            .wait_timeout_while(pending, left, |pending| !*pending);
+        let (mut pending, _) = ended.unwrap_or_else(PoisonError::into_inner);
         *pending = false;
     }
 }
@@ -185,6 +201,8 @@ pub(crate) struct CompletionQueue {
     pub(crate) entries: u32,
     /// Vector, if interrupts are enabled.
     pub(crate) vector: Option<u16>,
+    /// What the features say of that vector, for workers that ask for each interrupt.
+    coalescing: AtomicU16,
     post: Mutex<PostState>,
     /// The head, where the host writes it into its memory.
     shadow: Shadow,
@@ -231,6 +249,7 @@ impl CompletionQueue {
             base,
             entries,
             vector,
+            coalescing: AtomicU16::new(0),
             post: Mutex::new(PostState {
                 phase: true,
                 reserved: 0,
@@ -270,6 +289,18 @@ impl CompletionQueue {
 
     pub(crate) fn tail(&self) -> u32 {
         self.tail.load(Ordering::Acquire)
+    }
+
+    /// How its completions are to be signalled.
+    pub(crate) fn coalescing(&self) -> Coalescing {
+        Coalescing(self.coalescing.load(Ordering::Relaxed))
+    }
+
+    /// Takes note of new features.
+    pub(crate) fn follow(&self, features: &Features) {
+        let coalescing = self.vector.map(|vector| features.coalescing(vector));
+        let Coalescing(bits) = coalescing.unwrap_or_default();
+        self.coalescing.store(bits, Ordering::Relaxed);
     }
 
     /// Entries that the host has not consumed.

@@ -44,8 +44,15 @@ pub(crate) struct Executor {
     ahead: Option<Fetched>,
     /// What the data of `ahead` touched, if it was executed.
     ahead_transfer: Transfer,
-    /// When the first completion was posted that has had no interrupt yet.
-    unsignalled: Option<Instant>,
+    unsignalled: Option<Unsignalled>,
+}
+
+/// Completions that have had no interrupt yet.
+#[derive(Clone, Copy, Debug)]
+struct Unsignalled {
+    /// When the first was posted.
+    since: Instant,
+    count: u32,
 }
 
 /// Why an executor does nothing more for now.
@@ -62,11 +69,17 @@ enum Rest {
 /// The worker of `sq`: returns when the queue is stopped or its memory fails.
 pub(crate) fn run(shared: &Shared, dma: &Dma, sq: &SubmissionQueue) {
     while !sq.stop.load(Ordering::Acquire) {
-        if lock(&sq.executor).work(shared, dma, sq, None) == Rest::Failed {
-            break;
-        }
-        sq.wake.wait();
+        let due = {
+            let mut executor = lock(&sq.executor);
+            if executor.work(shared, dma, sq, None) == Rest::Failed {
+                break;
+            }
+            executor.due(sq)
+        };
+        sq.wake.wait_until(due);
     }
+    // Nobody is there to send it later.
+    lock(&sq.executor).interrupt(shared, dma, sq);
 }
 
 /// A visit of the transport's thread.
@@ -116,8 +129,12 @@ fn visit(shared: &Shared, sq: &SubmissionQueue, ask: bool) -> Option<()> {
         Err(TryLockError::WouldBlock) => return None,
     };
     let end = Instant::now() + VISIT_TIME;
+    let waited = executor.unsignalled.is_some();
     let rest = executor.work(shared, sq.dma.get()?, sq, Some(Visit { end, ask }));
-    if rest == Rest::Left {
+    // The worker looks after what waits for its interrupt now; what waited before, it knows of.
+    let waits = executor.unsignalled.is_some() && !waited;
+    drop(executor);
+    if waits || rest == Rest::Left {
         sq.wake.notify();
     }
     Some(())
@@ -148,7 +165,11 @@ impl Executor {
             }
             let permit = match sq.cq.reserve_looking(dma, &shared.trace) {
                 Ok(Some(permit)) => permit,
-                Ok(None) => break Rest::Idle,
+                Ok(None) => {
+                    // Nothing can join what waits.
+                    self.interrupt(shared, dma, sq);
+                    break Rest::Idle;
+                }
                 Err(ShadowError::Invalid(head)) => {
                     shared.bad_doorbell(sq.cq.id, head, Event::INVALID_DOORBELL_VALUE);
                     break Rest::Idle;
@@ -214,14 +235,16 @@ impl Executor {
         fetched: Fetched,
     ) -> Rest {
         let Fetched { fetch, command, .. } = fetched;
-        // A completion never waits behind a slow command.
-        let waiting = |since: Instant| since.elapsed() >= BATCH_TIME;
-        let quick = || quick_bytes(shared, &command).is_some_and(|bytes| bytes <= QUICK_BYTES);
-        if self
-            .unsignalled
-            .is_some_and(|since| waiting(since) || shared.faults.is_armed() || !quick())
-        {
-            self.signal(shared, dma, sq);
+        if let Some(waiting) = self.unsignalled {
+            let may_be_slow = shared.faults.is_armed();
+            let bytes = quick_bytes(shared, &command).filter(|_| !may_be_slow);
+            let is_late = || waiting.since.elapsed() >= BATCH_TIME;
+            match bytes {
+                // A completion never waits behind a command of which nobody knows how long it takes.
+                None => self.interrupt(shared, dma, sq),
+                Some(bytes) if bytes > QUICK_BYTES || is_late() => self.signal(shared, dma, sq),
+                Some(_) => {}
+            }
         }
         // The second half of a fused operation meets what the first met.
         let fault = match fetched.executed {
@@ -260,16 +283,45 @@ impl Executor {
             return failed(shared, "completion queue", sq.cq.id, &error);
         }
         if fault.interrupt {
-            self.unsignalled.get_or_insert_with(Instant::now);
+            let waiting = self.unsignalled.get_or_insert_with(|| Unsignalled {
+                since: Instant::now(),
+                count: 0,
+            });
+            waiting.count = waiting.count.saturating_add(1);
         }
         Rest::Idle
     }
 
-    /// Sends the interrupt that completions wait for.
+    /// Sends the interrupt that completions wait for, unless coalescing lets them wait for more. They are counted for
+    /// each submission queue: the threshold is a recommendation, the time holds for all.
     fn signal(&mut self, shared: &Shared, dma: &Dma, sq: &SubmissionQueue) {
+        let Some(waiting) = self.unsignalled else {
+            return;
+        };
+        let coalescing = sq.cq.coalescing();
+        let (time, threshold) = (coalescing.time(), coalescing.threshold());
+        if waiting.count < threshold && waiting.since.elapsed() < time {
+            return;
+        }
+        if !time.is_zero() && sq.cq.outstanding() == 0 {
+            // The host has found them all meanwhile: an interrupt for nothing is one that Linux complains of.
+            self.unsignalled = None;
+            return;
+        }
+        self.interrupt(shared, dma, sq);
+    }
+
+    /// Sends it at once.
+    fn interrupt(&mut self, shared: &Shared, dma: &Dma, sq: &SubmissionQueue) {
         if self.unsignalled.take().is_some() {
             shared.interrupt(dma, &sq.cq);
         }
+    }
+
+    /// When completions that wait are due for their interrupt though none may follow.
+    fn due(&self, sq: &SubmissionQueue) -> Option<Instant> {
+        let waiting = self.unsignalled?;
+        waiting.since.checked_add(sq.cq.coalescing().time())
     }
 
     /// Executes the first half of a fused operation, or refuses what is none (Base 3.4.2). Both halves come with one

@@ -6,7 +6,7 @@ use driver::{NAMESPACE_SIZE, Rig, config, pattern, take_events, wait_until};
 use p2plab_nvme::spec::command::{Command, NSID_ALL, admin, io};
 use p2plab_nvme::spec::registers::{Cc, Csts, offset, shst};
 use p2plab_nvme::spec::status::Status;
-use p2plab_nvme::{Backing, Metadata, NamespaceConfig};
+use p2plab_nvme::{Backing, Metadata, NamespaceConfig, NvmeController};
 
 fn without_flags(status: Status) -> Status {
     Status(status.code())
@@ -440,4 +440,37 @@ fn a_bad_configuration_is_fatal_until_reset() {
     d.disable();
     d.wait_status("CSTS.CFS to clear", |csts| !csts.cfs());
     d.enable();
+}
+
+/// One page is MDTS 0, which would tell the host that there is no limit.
+#[test]
+fn the_largest_transfer_is_one_that_identify_can_say() {
+    for (given, fits) in [
+        (4096, false),
+        (8192, true),
+        (12288, false),
+        (128 << 20, true),
+        (256 << 20, false),
+    ] {
+        let mut cfg = config("a");
+        cfg.max_transfer = given;
+        match NvmeController::new(cfg) {
+            Ok(_) => assert!(fits, "{given}"),
+            Err(error) => {
+                let text = format!("{given} bytes; use a power of two from 8192 to 134217728");
+                assert!(!fits && error.to_string().contains(&text), "{error}");
+            }
+        }
+    }
+    let mut rig = Rig::new();
+    let mut cfg = config("a");
+    cfg.max_transfer = 8192;
+    let mut d = rig.plug(cfg);
+    d.enable();
+    d.create_queues(1, 16, None).unwrap();
+    let buffer = d.pages(3);
+    assert_eq!(d.identify_controller()[77], 1, "MDTS");
+    assert_eq!(d.read(0, 16, buffer), Ok(0));
+    let too_long = Status(Status::INVALID_FIELD.code());
+    assert_eq!(d.read(0, 17, buffer), Err(too_long));
 }

@@ -7,7 +7,7 @@ mod driver;
 use std::time::{Duration, Instant};
 
 use driver::{Driver, Rig, config, pattern, take_events, wait_until};
-use p2plab_nvme::spec::command::{Command, admin, io};
+use p2plab_nvme::spec::command::{Command, admin, feature, io};
 use p2plab_nvme::spec::registers::{Csts, offset};
 use p2plab_nvme::spec::status::Status;
 use p2plab_nvme::{Fault, FaultEffect, NamespaceConfig};
@@ -287,6 +287,48 @@ fn a_disk_that_turns_read_only() {
         d.read(0, 8, page).unwrap();
     }
     assert_eq!(smart(&mut d)[0] & 8, 8);
+}
+
+/// A host that wants to hears of it, each time that it happens.
+#[test]
+fn a_disk_that_turns_read_only_is_an_event() {
+    let mut rig = Rig::new();
+    let (mut d, page) = ready(&mut rig);
+    d.set_feature(feature::ASYNC_EVENT_CONFIG, 8).unwrap();
+    for _ in 0..2 {
+        let request = d.request_event();
+        let fault = Fault::new(FaultEffect::ReadOnly);
+        let id = d.controller.faults().add(fault);
+        assert_eq!(d.poll_event(request), None);
+        assert_eq!(d.write(0, 8, page), Err(PROTECTED));
+        assert_eq!(d.event(request), 0x0002_0001);
+        assert_eq!(smart(&mut d)[0] & 8, 8);
+        d.controller.faults().remove(id).unwrap();
+        assert_eq!(smart(&mut d)[0] & 8, 0);
+    }
+}
+
+/// A command that waits can be taken back: it is not executed, and says so.
+#[test]
+fn a_delayed_command_can_be_aborted() {
+    let mut rig = Rig::new();
+    let (mut d, page) = ready(&mut rig);
+    let rule = |f: &mut Fault| (f.queue, f.count) = (Some(1), Some(1));
+    let delay = fault(FaultEffect::Delay(LONG), rule);
+    d.controller.faults().add(delay);
+    d.store(page, &[7; 4096]);
+    let command = d.transfer(io::WRITE, 0, 8, page);
+    let cid = d.submit(1, command);
+    let which = u32::from(cid) << 16 | 1;
+    // Until it waits there is nothing to abort.
+    wait_until("the command to wait", || {
+        (d.simple_admin(admin::ABORT, 0, [which, 0, 0]) == Ok(0)).then_some(())
+    });
+    let aborted = d.complete(1);
+    assert_eq!((aborted.cid.get(), aborted.status().code()), (cid, 7));
+    assert_eq!(d.simple_admin(admin::ABORT, 0, [which, 0, 0]), Ok(1));
+    d.read(0, 8, page).unwrap();
+    assert_eq!(d.load(page, 4096), [0; 4096]);
 }
 
 #[test]

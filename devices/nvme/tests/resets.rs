@@ -12,7 +12,7 @@ use driver::{Driver, HOST_MEMORY, Rig, SetOnDrop, config, pattern, wait_until};
 use p2plab_nvme::PmrConfig;
 use p2plab_nvme::spec::command::io;
 use p2plab_nvme::spec::registers::{Cap, Cc, Csts, NSSR_MAGIC, offset, shst};
-use p2plab_pcie::ResetKind;
+use p2plab_pcie::{Endpoint, ResetKind};
 
 /// What ends the work of a controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,6 +237,11 @@ fn what_a_shutdown_and_a_power_cut_keep() {
     std::thread::sleep(Duration::from_millis(20));
     assert!(d.poll(1).is_none());
     d.controller.power_cut();
+    let power = |d: &Driver| {
+        let health = &d.controller.dump()["health"];
+        ["power_cycles", "unsafe_shutdowns"].map(|name| health[name].as_u64())
+    };
+    assert_eq!(power(&d), [Some(2), Some(0)]);
     assert_eq!(d.load(d.cmb_address, 16), [0; 16]);
     d.enable();
     d.create_queues(1, 16, None).unwrap();
@@ -244,4 +249,6 @@ fn what_a_shutdown_and_a_power_cut_keep() {
     assert_eq!(d.load(page, 4096), [5; 4096]);
     d.read(8, 8, page).unwrap();
     assert_eq!(d.load(page, 4096), [0; 4096]);
+    d.controller.power_cut();
+    assert_eq!(power(&d), [Some(3), Some(1)], "nobody had shut it down");
 }

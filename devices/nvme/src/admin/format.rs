@@ -27,6 +27,8 @@ pub(super) fn format(shared: &Shared, command: &Command) -> Result<(), Status> {
         let refused = shared.namespaces.get(*nsid)?.refuses(format);
         refused.map_or(Ok(()), Err)?;
     }
+    let test = &shared.self_test;
+    test.abort_for_format(shared, command.nsid.get());
     for nsid in nsids {
         shared.namespaces.format(nsid, format)?;
         lock(&shared.events).namespace_changed(nsid);

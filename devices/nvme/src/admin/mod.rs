@@ -1,19 +1,24 @@
 //! Admin commands (Base 5). They run on the controller's thread, one at a time.
 
 mod doorbell_buffer;
+mod features;
+mod firmware;
 mod format;
+mod log_page;
 mod namespaces;
 mod queues;
+mod sanitize;
+mod self_test;
 
 use std::sync::Arc;
 
 use crate::controller::Shared;
 use crate::dma::{Direction, Dma};
+use crate::events::AsyncEvents;
 use crate::identify;
 use crate::lifecycle::Core;
-use crate::locks::{lock, read};
-use crate::logs;
-use crate::spec::command::{Command, GetLogPageCdw10, PSDT_PRP, admin as opcode, feature};
+use crate::locks::lock;
+use crate::spec::command::{Command, PSDT_PRP, admin as opcode};
 use crate::spec::status::Status;
 use crate::transfer::Transfer;
 
@@ -23,6 +28,16 @@ pub(crate) enum Outcome {
     Done(u32),
     /// Held: an Asynchronous Event Request.
     Held,
+}
+
+/// What a Controller Level Reset does to the state that admin commands made.
+pub(crate) fn controller_reset(shared: &Shared) {
+    shared.self_test.controller_reset(shared);
+    lock(&shared.firmware).reset();
+    let features = lock(&shared.saved_features).after_reset();
+    *lock(&shared.events) = AsyncEvents::new(features.async_events());
+    *lock(&shared.features) = features;
+    shared.check_health();
 }
 
 /// Executes one admin command.
@@ -37,6 +52,7 @@ pub(crate) fn execute(
     if command.flags != PSDT_PRP {
         return Err(Status::INVALID_FIELD);
     }
+    shared.sanitize.admit_admin(shared, command)?;
     let done = |()| Outcome::Done(0);
     match command.opcode {
         opcode::CREATE_IO_CQ => queues::create_cq(shared, dma, command).map(done),
@@ -44,9 +60,9 @@ pub(crate) fn execute(
         opcode::DELETE_IO_SQ => queues::delete_sq(core, shared, command).map(done),
         opcode::DELETE_IO_CQ => queues::delete_cq(shared, dma, command).map(done),
         opcode::IDENTIFY => identify(shared, dma, command, transfer).map(done),
-        opcode::GET_LOG_PAGE => get_log_page(shared, dma, command, transfer).map(done),
-        opcode::GET_FEATURES => lock(&shared.features).get(command).map(Outcome::Done),
-        opcode::SET_FEATURES => set_features(shared, command).map(Outcome::Done),
+        opcode::GET_LOG_PAGE => log_page::get(shared, dma, command, transfer).map(done),
+        opcode::GET_FEATURES => features::get(shared, dma, command, transfer).map(Outcome::Done),
+        opcode::SET_FEATURES => features::set(shared, dma, command, transfer).map(Outcome::Done),
         opcode::FORMAT_NVM => format::format(shared, command).map(done),
         opcode::NAMESPACE_MANAGEMENT => {
             namespaces::manage(shared, dma, command, transfer).map(Outcome::Done)
@@ -61,6 +77,12 @@ pub(crate) fn execute(
         opcode::ASYNC_EVENT_REQUEST => lock(&shared.events)
             .hold(command.cid)
             .map(|()| Outcome::Held),
+        opcode::FIRMWARE_COMMIT => firmware::commit(shared, command).map(done),
+        opcode::FIRMWARE_IMAGE_DOWNLOAD => {
+            firmware::download(shared, dma, command, transfer).map(done)
+        }
+        opcode::SANITIZE => sanitize::execute(shared, command).map(done),
+        opcode::DEVICE_SELF_TEST => self_test::execute(shared, command).map(done),
         _ => Err(Status::INVALID_OPCODE),
     }
 }
@@ -74,6 +96,7 @@ fn identify(
     let [cns, _, cntid @ ..] = command.cdw10.get().to_le_bytes();
     let [.., csi] = command.cdw11.get().to_le_bytes();
     let request = identify::Request {
+        firmware: lock(&shared.firmware).revision(),
         cns,
         cntid: u16::from_le_bytes(cntid),
         nsid: command.nsid.get(),
@@ -94,55 +117,15 @@ fn reply(dma: &Dma, command: &Command, data: &[u8], transfer: &mut Transfer) -> 
     )
 }
 
-fn get_log_page(
-    shared: &Shared,
-    dma: &Dma,
-    command: &Command,
-    transfer: &mut Transfer,
-) -> Result<(), Status> {
-    let cdw10 = GetLogPageCdw10::from_bits(command.cdw10.get());
-    let upper = u64::from(command.cdw11.get() & 0xffff) << 16;
-    let length = (u64::from(cdw10.numdl_z()) + upper + 1) * 4;
-    let offset = u64::from(command.cdw12.get()) | u64::from(command.cdw13.get()) << 32;
-    let page = logs::page(shared, cdw10.lid(), command.nsid.get())?;
-    if length > shared.config.max_transfer
-        || !offset.is_multiple_of(4)
-        || offset > page.len() as u64
-    {
-        return Err(Status::INVALID_FIELD);
-    }
-    // What lies behind the page's end reads as zeros. Both numbers are small now.
-    let mut data: Vec<u8> = page.into_iter().skip(offset as usize).collect();
-    data.resize(length as usize, 0);
-    reply(dma, command, &data, transfer)?;
-    if !cdw10.rae() {
-        lock(&shared.events).log_was_read(cdw10.lid());
-    }
-    Ok(())
-}
-
-fn set_features(shared: &Shared, command: &Command) -> Result<u32, Status> {
-    let queues_exist = read(&shared.queues).has_io_queues();
-    let result = lock(&shared.features).set(command, queues_exist)?;
-    let [fid, ..] = command.cdw10.get().to_le_bytes();
-    if fid == feature::VOLATILE_WRITE_CACHE && command.cdw11.get() & 1 == 0 {
-        // Turning the cache off must not leave anything in it (NVM 4.1.3.2).
-        let flushed = shared.namespaces.flush_all();
-        flushed.map_err(|_| Status::WRITE_FAULT)?;
-    }
-    Ok(result)
-}
-
-/// Dword 0 of Abort's completion: bit 0 set says that nothing was aborted. Commands on I/O queues are executed
-/// as soon as they are fetched and cannot be; a held Asynchronous Event Request can.
+/// Dword 0 of Abort's completion: bit 0 set says that nothing was aborted. What can be are held Asynchronous Event
+/// Requests and commands that wait between being fetched and being executed. All Aborts are executed at once, so that
+/// their limit (ACL) is never met.
 fn abort(core: &mut Core, shared: &Shared, command: &Command) -> u32 {
-    let (sqid, cid) = (
-        command.cdw10.get() & 0xffff,
-        (command.cdw10.get() >> 16) as u16,
-    );
+    let [a, b, c, d] = command.cdw10.get().to_le_bytes();
+    let (sqid, cid) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
     if sqid == 0 && lock(&shared.events).abort(cid.into()) {
         core.note_aborted(cid.into());
         return 0;
     }
-    1
+    u32::from(!shared.held.abort(sqid, cid))
 }

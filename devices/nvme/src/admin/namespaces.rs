@@ -63,6 +63,9 @@ fn delete(shared: &Shared, nsid: u32) -> Result<(), Status> {
     for nsid in nsids {
         let was_attached = namespaces.is_attached(nsid)?;
         namespaces.delete(nsid)?;
+        for features in [&shared.features, &shared.saved_features] {
+            lock(features).forget_namespace(nsid);
+        }
         if was_attached {
             lock(&shared.events).namespace_changed(nsid);
         }

@@ -52,6 +52,7 @@ pub(super) fn create_cq(shared: &Shared, dma: &Dma, command: &Command) -> Result
     dma.check_queue(memory, cqs)?;
     let vector = cdw11.ien().then_some(cdw11.iv());
     let cq = Arc::new(CompletionQueue::new(qid, memory.address, entries, vector));
+    cq.follow(&lock(&shared.features));
     if let Some(buffer) = *lock(&shared.doorbell_buffer) {
         cq.adopt(dma, &shared.trace, buffer)
             .map_err(|_| Status::DATA_TRANSFER_ERROR)?;

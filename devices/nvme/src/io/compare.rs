@@ -33,7 +33,7 @@ fn each_chunk(
         let data = data.ok_or(Status::INTERNAL_ERROR)?;
         ns.file
             .read_exact_at(data, piece.offset)
-            .map_err(read_error)?;
+            .map_err(read_error(ns))?;
         take(&piece, data)?;
         slba += count;
     }
@@ -94,14 +94,14 @@ fn compare_with_metadata(
     let block = 1 << ns.block_shift;
     each_chunk(ns, extent, |piece, found| {
         if let Some(protection) = protection {
-            let tuples = ns.read_metadata(piece).map_err(read_error)?;
+            let tuples = ns.read_metadata(piece).map_err(read_error(ns))?;
             let at = piece.slba - extent.slba;
             protection.at_block(at).check(found, block, &tuples)?;
         }
         take_equal(&mut rest, found)
     })?;
     if protection.is_none() {
-        let found = ns.read_metadata(extent).map_err(read_error)?;
+        let found = ns.read_metadata(extent).map_err(read_error(ns))?;
         take_equal(&mut expected.as_slice(), &found)?;
     }
     Ok(())
@@ -117,7 +117,7 @@ pub(super) fn verify(shared: &Shared, ns: &Namespace, command: &Command) -> Resu
         let Some(protection) = &protection else {
             return Ok(());
         };
-        let tuples = ns.read_metadata(piece).map_err(read_error)?;
+        let tuples = ns.read_metadata(piece).map_err(read_error(ns))?;
         let here = protection.at_block(piece.slba - extent.slba);
         here.check(found, 1 << ns.block_shift, &tuples)
     })?;

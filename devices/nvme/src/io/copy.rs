@@ -63,7 +63,7 @@ pub(super) fn copy(
             .and_then(|()| {
                 metadata.map_or(Ok(()), |metadata| ns.write_metadata(target.slba, metadata))
             })
-            .map_err(write_fault)
+            .map_err(write_fault(ns))
     })?;
     written(shared, ns, &target, cdw12.fua())?;
     add(&shared.counters.bytes_written, target.length);
@@ -107,7 +107,7 @@ fn load(ns: &Namespace, sources: &[Extent], data: &mut [u8]) -> Result<(), Statu
     for (source, part) in parts(sources, data, 1 << ns.block_shift) {
         ns.file
             .read_exact_at(part, source.offset)
-            .map_err(read_error)?;
+            .map_err(read_error(ns))?;
     }
     Ok(())
 }
@@ -125,7 +125,7 @@ fn metadata(
     let block = 1usize << ns.block_shift;
     let mut all = Vec::new();
     for ((source, part), range) in parts(sources, data, block as u64).zip(ranges) {
-        let metadata = ns.read_metadata(source).map_err(read_error)?;
+        let metadata = ns.read_metadata(source).map_err(read_error(ns))?;
         if ns.format.protected {
             let protection = Protection::of_source(command, range);
             protection.fits(source.slba)?;

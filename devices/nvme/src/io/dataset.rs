@@ -34,7 +34,7 @@ pub(super) fn write_zeroes(
     if ns.format.protected && protection.checks() {
         return Err(Status::INVALID_PROTECTION_INFORMATION);
     }
-    ns.write_zeroes(&extent).map_err(write_fault)?;
+    ns.write_zeroes(&extent).map_err(write_fault(ns))?;
     if ns.format.protected {
         protect_zeroes(ns, &extent, &protection)?;
     }
@@ -56,7 +56,7 @@ fn protect_zeroes(ns: &Namespace, extent: &Extent, protection: &Protection) -> R
             }
         }
         let written = ns.write_metadata(extent.slba + done, tuples);
-        written.map_err(write_fault)?;
+        written.map_err(write_fault(ns))?;
         done += count;
     }
     Ok(())
@@ -102,7 +102,7 @@ pub(super) fn deallocate(
     });
     let extents: Vec<_> = extents.collect::<Result<_, _>>()?;
     for extent in extents.into_iter().filter(|extent| extent.length > 0) {
-        if ns.deallocate(&extent).map_err(write_fault)? {
+        if ns.deallocate(&extent).map_err(write_fault(ns))? {
             ns.uncorrectable.clear(extent.slba, extent.end());
         }
     }

@@ -28,6 +28,10 @@ pub(crate) fn execute_pair(
     if let Err(status) = wrong {
         return [Err(status), Err(Status::FAILED_FUSED_COMMAND)];
     }
+    let _passage = match shared.gate.enter(second.opcode) {
+        Ok(passage) => passage,
+        Err(status) => return [Err(status), Err(Status::FAILED_FUSED_COMMAND)],
+    };
     let ns = match namespace(shared, first.nsid.get()) {
         Ok(ns) => ns,
         Err(status) => return [Err(status), Err(Status::FAILED_FUSED_COMMAND)],

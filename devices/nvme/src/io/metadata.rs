@@ -33,8 +33,8 @@ pub(super) fn load(
 ) -> Result<Vec<u8>, Status> {
     ns.file
         .read_exact_at(data, extent.offset)
-        .map_err(read_error)?;
-    let metadata = ns.read_metadata(extent).map_err(read_error)?;
+        .map_err(read_error(ns))?;
+    let metadata = ns.read_metadata(extent).map_err(read_error(ns))?;
     if let Some(protection) = protection {
         protection.check(data, 1 << ns.block_shift, &metadata)?;
     }
@@ -146,5 +146,5 @@ pub(super) fn store(
     ns.file
         .write_all_at(data, extent.offset)
         .and_then(|()| ns.write_metadata(extent.slba, metadata))
-        .map_err(write_fault)
+        .map_err(write_fault(ns))
 }

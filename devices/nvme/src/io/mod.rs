@@ -37,12 +37,15 @@ pub(crate) fn execute(
     if !matches!(command.flags, PSDT_PRP | PSDT_SGL) {
         return Err(Status::INVALID_FIELD);
     }
+    let _passage = shared.gate.enter(command.opcode)?;
     let nsid = command.nsid.get();
     match command.opcode {
         opcode::FLUSH if nsid == NSID_ALL => {
             shared.namespaces.all().iter().try_for_each(|ns| flush(ns))
         }
         opcode::FLUSH => flush(&*namespace(shared, nsid)?),
+        // Before the namespace is looked at: an opcode is not more valid with a better one.
+        other if !modifies(other) && !reads(other) => Err(Status::INVALID_OPCODE),
         _ => {
             let ns = namespace(shared, nsid)?;
             let _turn = ns.turn(modifies(command.opcode));
@@ -72,8 +75,8 @@ fn perform(
     }
 }
 
-/// Whether a command changes blocks.
-fn modifies(opcode: u8) -> bool {
+/// Whether an I/O command changes blocks.
+pub(crate) fn modifies(opcode: u8) -> bool {
     matches!(
         opcode,
         opcode::WRITE
@@ -84,18 +87,29 @@ fn modifies(opcode: u8) -> bool {
     )
 }
 
-fn write_fault(error: io::Error) -> Status {
-    tracing::warn!(%error, "the namespace's file failed");
-    Status::WRITE_FAULT
+/// Whether a command has blocks read, and changes none.
+fn reads(opcode: u8) -> bool {
+    matches!(opcode, opcode::READ | opcode::COMPARE | opcode::VERIFY)
 }
 
-fn read_error(error: io::Error) -> Status {
-    tracing::warn!(%error, "the namespace's file failed");
-    Status::UNRECOVERED_READ_ERROR
+/// The status of a command that could not change the blocks' file.
+fn write_fault(ns: &Namespace) -> impl Fn(io::Error) -> Status {
+    |error| {
+        ns.report(&error);
+        Status::WRITE_FAULT
+    }
+}
+
+/// The status of a command that could not read it.
+fn read_error(ns: &Namespace) -> impl Fn(io::Error) -> Status {
+    |error| {
+        ns.report(&error);
+        Status::UNRECOVERED_READ_ERROR
+    }
 }
 
 fn flush(ns: &Namespace) -> Result<(), Status> {
-    ns.flush().map_err(write_fault)
+    ns.flush().map_err(write_fault(ns))
 }
 
 /// The blocks that a command addresses.

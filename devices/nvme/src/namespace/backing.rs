@@ -6,11 +6,13 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use rustix::io::Errno;
 
 use crate::config::{Backing, NamespaceConfig, NvmeError};
+use crate::counters::Mistakes;
 
 /// Reads as zeros without end, and forgets what is written to it.
 const NOTHING: &str = "/dev/zero";
@@ -38,6 +40,15 @@ pub(crate) struct Medium {
     /// The file outlives the controller: flushes mean something.
     pub(crate) durable: bool,
     companion: Companion,
+    failures: Arc<Failures>,
+}
+
+/// What went wrong with a medium's file since it was opened.
+#[derive(Debug, Default)]
+struct Failures {
+    /// A flush failed.
+    unflushed: AtomicBool,
+    told: Mistakes,
 }
 
 impl Medium {
@@ -77,6 +88,7 @@ impl Medium {
             read_only,
             durable,
             companion,
+            failures: Arc::default(),
         })
     }
 
@@ -88,7 +100,29 @@ impl Medium {
             read_only: false,
             durable: false,
             companion: Companion::Memory,
+            failures: Arc::default(),
         })
+    }
+
+    /// Makes all that was written to the blocks and to their `metadata` durable.
+    ///
+    /// Linux tells of data that it could not write back once for each open file, and forgets them. So one failure is
+    /// remembered: until the file is opened again no flush may say that everything is there.
+    pub(crate) fn sync(&self, metadata: Option<&File>) -> io::Result<()> {
+        let unflushed = &self.failures.unflushed;
+        let synced = self.file.sync_data();
+        let synced = synced.and_then(|()| metadata.map_or(Ok(()), File::sync_data));
+        if synced.is_err() {
+            unflushed.store(true, Ordering::SeqCst);
+        } else if unflushed.load(Ordering::SeqCst) {
+            return Err(io::Error::other("an earlier flush failed"));
+        }
+        synced
+    }
+
+    /// The file failed: whether to tell people of it once more.
+    pub(crate) fn failure_is_worth_a_line(&self) -> bool {
+        self.failures.told.is_worth_a_line()
     }
 
     /// Whether there is a place for metadata.
@@ -108,12 +142,16 @@ impl Medium {
                 if self.read_only {
                     return options.open(path);
                 }
+                let is_new = !path.exists();
                 let file = options
                     .write(true)
                     .create(true)
                     .truncate(empty)
                     .open(path)?;
                 file.set_len(size)?;
+                if is_new {
+                    settle(&file, path)?;
+                }
                 Ok(file)
             }
         }
@@ -175,6 +213,18 @@ fn nothing() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(NOTHING)
 }
 
+/// Makes a file that was just created survive a loss of power: itself, and its name in its folder.
+pub(crate) fn settle(file: &File, path: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    let folder = File::open(folder.unwrap_or(Path::new(".")));
+    // Some file systems have no folders to flush, and some folders may not be read: the file is there in any case.
+    if let Err(error) = folder.and_then(|folder| folder.sync_all()) {
+        tracing::debug!(%error, ?path, "the folder of a new file cannot be flushed");
+    }
+    Ok(())
+}
+
 fn open_file(
     nsid: u32,
     path: &Path,
@@ -200,7 +250,8 @@ fn open_file(
             .create_new(true)
             .open(path);
         let file = file.map_err(open)?;
-        if let Err(source) = file.set_len(size) {
+        let made = file.set_len(size).and_then(|()| settle(&file, path));
+        if let Err(source) = made {
             let _ = std::fs::remove_file(path);
             return Err(NvmeError::Allocate { nsid, size, source });
         }

@@ -16,7 +16,7 @@ use crate::config::{NamespaceConfig, NvmeError};
 use crate::locks::{lock, read, write};
 use crate::spec::status::Status;
 
-pub(crate) use backing::Medium;
+pub(crate) use backing::{Medium, settle};
 pub(crate) use format::{FORMATS, Format, METADATA};
 pub(crate) use protection::Protection;
 pub(crate) use uncorrectable::Uncorrectable;
@@ -172,6 +172,16 @@ impl Namespace {
         self.medium.size
     }
 
+    /// Bytes of its blocks: the medium's, but for a rest that is no block.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.blocks << self.block_shift
+    }
+
+    /// Reads as zeros, and has no storage.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.medium.is_nothing()
+    }
+
     /// The range of `count` blocks from `slba`, if they lie in the namespace.
     pub(crate) fn extent(&self, slba: u64, count: u64) -> Option<Extent> {
         let end = slba.checked_add(count)?;
@@ -201,13 +211,19 @@ impl Namespace {
         Turn::Alone(write(&self.turns))
     }
 
-    /// Makes all writes so far survive a loss of power.
+    /// Makes all writes so far survive a loss of power. Once it has failed it fails.
     pub(crate) fn flush(&self) -> io::Result<()> {
         if !self.medium.durable || self.read_only {
             return Ok(());
         }
-        self.file.sync_data()?;
-        self.metadata.as_ref().map_or(Ok(()), File::sync_data)
+        self.medium.sync(self.metadata.as_ref())
+    }
+
+    /// Tells people that its file failed, now and then: a host can make it fail as often as it likes.
+    pub(crate) fn report(&self, error: &io::Error) {
+        if self.medium.failure_is_worth_a_line() {
+            tracing::warn!(%error, nsid = self.nsid, "the namespace's file failed");
+        }
     }
 
     /// The metadata of the blocks of `extent`.
@@ -252,6 +268,21 @@ impl Namespace {
         }
         backing::zero(&self.file, extent.offset, extent.length)?;
         self.clear_metadata(extent)
+    }
+
+    /// Leaves nothing of what the blocks of `extent` held, their metadata and their marks.
+    pub(crate) fn erase(&self, extent: &Extent) -> io::Result<()> {
+        self.uncorrectable.clear(extent.slba, extent.end());
+        self.write_zeroes(extent)
+    }
+
+    /// The same for what lies behind the last block: another format may have had blocks there.
+    pub(crate) fn erase_rest(&self) -> io::Result<()> {
+        let rest = self.size().saturating_sub(self.bytes());
+        if self.medium.is_nothing() {
+            return Ok(());
+        }
+        backing::zero(&self.file, self.bytes(), rest)
     }
 
     /// Makes the blocks' metadata that of blocks never written.

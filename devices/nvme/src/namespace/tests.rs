@@ -70,3 +70,29 @@ fn bad_backings_are_refused_in_one_sentence() {
     assert_eq!(Namespace::open(1, &config).unwrap().blocks, 16);
     assert_eq!(std::fs::metadata(&created).unwrap().len(), 8192);
 }
+
+/// The kernel tells of lost writes once: a flush that failed must not be followed by one that succeeds.
+#[test]
+fn a_failed_flush_is_not_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, [0; 8192]).unwrap();
+    let mut config = NamespaceConfig::file(&path);
+    config.metadata = crate::config::Metadata::Plain;
+    let mut ns = Namespace::open(1, &config).unwrap();
+    ns.flush().unwrap();
+    // A device that cannot be flushed.
+    let file = ns.metadata.replace(File::open("/dev/zero").unwrap());
+    ns.flush().unwrap_err();
+    ns.metadata = file;
+    ns.flush().unwrap_err();
+    // Not even by a format.
+    let format = ns.format.without_metadata();
+    let (ns, formatted) = Arc::new(ns).formatted(format);
+    formatted.unwrap();
+    ns.flush().unwrap_err();
+    Namespace::open(1, &NamespaceConfig::file(&path))
+        .unwrap()
+        .flush()
+        .unwrap();
+}

@@ -100,9 +100,13 @@ pub mod admin {
     pub const GET_FEATURES: u8 = 0x0a;
     pub const ASYNC_EVENT_REQUEST: u8 = 0x0c;
     pub const NAMESPACE_MANAGEMENT: u8 = 0x0d;
+    pub const FIRMWARE_COMMIT: u8 = 0x10;
+    pub const FIRMWARE_IMAGE_DOWNLOAD: u8 = 0x11;
+    pub const DEVICE_SELF_TEST: u8 = 0x14;
     pub const NAMESPACE_ATTACHMENT: u8 = 0x15;
     pub const DOORBELL_BUFFER_CONFIG: u8 = 0x7c;
     pub const FORMAT_NVM: u8 = 0x80;
+    pub const SANITIZE: u8 = 0x84;
 }
 
 /// I/O opcodes (NVM 3.2).
@@ -132,6 +136,9 @@ pub mod feature {
     pub const INTERRUPT_VECTOR_CONFIG: u8 = 0x09;
     pub const WRITE_ATOMICITY: u8 = 0x0a;
     pub const ASYNC_EVENT_CONFIG: u8 = 0x0b;
+    pub const TIMESTAMP: u8 = 0x0e;
+    pub const SANITIZE_CONFIG: u8 = 0x17;
+    pub const SOFTWARE_PROGRESS_MARKER: u8 = 0x80;
 }
 
 /// CNS values of Identify (Base 5.17.1).
@@ -199,6 +206,55 @@ pub struct GetLogPageCdw10 {
     pub rae: bool,
     /// Number of Dwords, lower 16 bits.
     pub numdl_z: u16,
+}
+
+/// Dword 14 of Get Log Page.
+#[bitfield(u32)]
+pub struct GetLogPageCdw14 {
+    /// UUID Index.
+    #[bits(7)]
+    pub uuid_index: u8,
+    #[bits(16)]
+    _reserved: u16,
+    /// Offset Type: the offset is an index.
+    pub ot: bool,
+    /// Command Set Identifier.
+    pub csi: u8,
+}
+
+/// Dword 10 of Firmware Commit (Base 5.12).
+#[bitfield(u32)]
+pub struct FirmwareCommitCdw10 {
+    /// Firmware Slot.
+    #[bits(3)]
+    pub fs: u8,
+    /// Commit Action.
+    #[bits(3)]
+    pub ca: u8,
+    #[bits(25)]
+    _reserved: u32,
+    /// Boot Partition ID.
+    pub bpid: bool,
+}
+
+/// Dword 10 of Sanitize (Base 5.24).
+#[bitfield(u32)]
+#[derive(PartialEq, Eq)]
+pub struct SanitizeCdw10 {
+    /// Sanitize Action.
+    #[bits(3)]
+    pub sanact: u8,
+    /// Allow Unrestricted Sanitize Exit.
+    pub ause: bool,
+    /// Overwrite Pass Count.
+    #[bits(4)]
+    pub owpass: u8,
+    /// Overwrite Invert Pattern Between Passes.
+    pub oipbp: bool,
+    /// No-Deallocate After Sanitize.
+    pub ndas: bool,
+    #[bits(22)]
+    _reserved: u32,
 }
 
 /// Dword 10 of Get Features (Base 5.15).

@@ -45,7 +45,16 @@ pub struct IdentifyController {
     pub hmmin: U32,
     pub tnvmcap: [U64; 2],
     pub unvmcap: [U64; 2],
-    pub reserved312: [u8; 200],
+    pub rpmbs: U32,
+    pub edstt: U16,
+    pub dsto: u8,
+    pub fwug: u8,
+    pub kas: U16,
+    pub hctma: U16,
+    pub mntmt: U16,
+    pub mxtmt: U16,
+    pub sanicap: U32,
+    pub reserved332: [u8; 180],
     pub sqes: u8,
     pub cqes: u8,
     pub maxcmd: U16,
@@ -75,6 +84,7 @@ pub struct IdentifyController {
 const _: () = assert!(size_of::<IdentifyController>() == 4096);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, cntrltype) == 111);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, oacs) == 256);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, sanicap) == 328);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, sqes) == 512);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, sgls) == 536);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, subnqn) == 768);

@@ -42,6 +42,10 @@ impl Status {
     pub const PRP_OFFSET_INVALID: Self = Self(0x013).dnr();
     /// Atomic Write Unit Exceeded.
     pub const ATOMIC_WRITE_UNIT_EXCEEDED: Self = Self(0x014).dnr();
+    /// Sanitize Failed.
+    pub const SANITIZE_FAILED: Self = Self(0x01c).dnr();
+    /// Sanitize In Progress.
+    pub const SANITIZE_IN_PROGRESS: Self = Self(0x01d);
     /// Namespace is Write Protected.
     pub const WRITE_PROTECTED: Self = Self(0x020).dnr();
     /// LBA Out of Range.
@@ -56,6 +60,10 @@ impl Status {
     pub const INVALID_QUEUE_SIZE: Self = Self(0x102).dnr();
     /// Asynchronous Event Request Limit Exceeded.
     pub const ASYNC_EVENT_LIMIT_EXCEEDED: Self = Self(0x105).dnr();
+    /// Invalid Firmware Slot.
+    pub const INVALID_FIRMWARE_SLOT: Self = Self(0x106).dnr();
+    /// Invalid Firmware Image.
+    pub const INVALID_FIRMWARE_IMAGE: Self = Self(0x107).dnr();
     /// Invalid Interrupt Vector.
     pub const INVALID_INTERRUPT_VECTOR: Self = Self(0x108).dnr();
     /// Invalid Log Page.
@@ -68,6 +76,12 @@ impl Status {
     pub const FEATURE_NOT_SAVEABLE: Self = Self(0x10d).dnr();
     /// Feature Not Changeable.
     pub const FEATURE_NOT_CHANGEABLE: Self = Self(0x10e).dnr();
+    /// Feature Not Namespace Specific.
+    pub const FEATURE_NOT_NAMESPACE_SPECIFIC: Self = Self(0x10f).dnr();
+    /// Firmware Activation Requires Controller Level Reset. The commit has succeeded.
+    pub const FIRMWARE_NEEDS_RESET: Self = Self(0x111).dnr();
+    /// Overlapping Range.
+    pub const OVERLAPPING_RANGE: Self = Self(0x114).dnr();
     /// Namespace Insufficient Capacity.
     pub const NAMESPACE_INSUFFICIENT_CAPACITY: Self = Self(0x115).dnr();
     /// Namespace Identifier Unavailable.
@@ -80,6 +94,10 @@ impl Status {
     pub const THIN_PROVISIONING_NOT_SUPPORTED: Self = Self(0x11b).dnr();
     /// Controller List Invalid.
     pub const CONTROLLER_LIST_INVALID: Self = Self(0x11c).dnr();
+    /// Device Self-test In Progress.
+    pub const SELF_TEST_IN_PROGRESS: Self = Self(0x11d).dnr();
+    /// Sanitize Prohibited While Persistent Memory Region is Enabled.
+    pub const SANITIZE_PROHIBITED_BY_PMR: Self = Self(0x123).dnr();
     /// I/O Command Set Not Supported.
     pub const IO_COMMAND_SET_NOT_SUPPORTED: Self = Self(0x129).dnr();
     /// Invalid Protection Information.

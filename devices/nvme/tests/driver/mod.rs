@@ -9,6 +9,7 @@
     reason = "a test that cannot set up its rig has failed"
 )]
 
+mod management;
 pub mod nvm;
 
 use std::fs::File;
