@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The pipeline: what CI runs, anywhere. Format, lints, documentation, tests (VM scenarios among them).
 # `ci/run.sh STEP...` runs only those steps: format clippy docs test.
+# Long runs are no part of it: `ci/durability.sh` kills a process that writes hundreds of times.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

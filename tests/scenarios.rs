@@ -18,6 +18,7 @@ mod nvme_cmb_copy;
 mod own_kernel;
 mod patience;
 mod power;
+mod power_cut;
 mod refusal;
 mod serve;
 mod shell;

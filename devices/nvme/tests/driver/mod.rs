@@ -182,6 +182,20 @@ impl Driver {
         self.set_command(0x6);
     }
 
+    /// The same host on another thread: it takes I/O queue pair `index` along, as its only one, and `pages` pages.
+    pub fn on_a_thread(&mut self, index: usize, pages: u64) -> Driver {
+        Driver {
+            controller: Arc::clone(&self.controller),
+            function: Arc::clone(&self.function),
+            memory: Arc::clone(&self.memory),
+            io_queues: vec![self.queue(index).clone()],
+            admin: Ring::default(),
+            next_page: self.pages(pages),
+            next_cid: 0,
+            ..*self
+        }
+    }
+
     /// The Command register: Memory Space Enable 2, Bus Master Enable 4.
     pub fn set_command(&self, value: u16) {
         self.function.config_write(4, &value.to_le_bytes()).unwrap();
