@@ -98,6 +98,26 @@ fn transfer(
     Ok(())
 }
 
+/// Size of a page as mincore(2) counts them on the project's machines; with larger ones it refuses most ranges.
+pub(crate) const PAGE: u64 = 4096;
+
+/// Which pages of `slice`, which begins at a page and has at most 64, are in memory, the first in bit 0: touching those
+/// allocates nothing. None where the host does not say.
+pub(crate) fn resident_pages(slice: &VolatileSlice<'_>) -> u64 {
+    let mut pages = [0u8; 64];
+    let guard = slice.ptr_guard_mut();
+    let count = guard.len().div_ceil(PAGE as usize);
+    if count > pages.len() {
+        return 0;
+    }
+    // SAFETY: the range is mapped for as long as `guard` lives, and mincore(2) writes one byte for each of its pages,
+    // of which `pages` has room for all; it reads and writes nothing of the range itself.
+    let done = unsafe { libc::mincore(guard.as_ptr().cast(), guard.len(), pages.as_mut_ptr()) };
+    let bits = pages.iter().take(count).zip(0u32..);
+    let found = bits.map(|(page, number)| u64::from(page & 1) << number);
+    if done == 0 { found.sum() } else { 0 }
+}
+
 /// Drops the first `moved` bytes of `iovecs`.
 fn advance(mut iovecs: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iovec] {
     while let Some(first) = iovecs.first_mut() {

@@ -12,7 +12,7 @@
 //!
 //! Inside: `config` and `msix` (registers), `link` (a function's way into the fabric), `host_memory` (what the
 //! transport mapped), `route` (the address map), `refusal` (Unsupported Requests), `tree` (paths), `counters`
-//! (the ledger), `file_io` (the only unsafe code).
+//! (the ledger), `sparse` (memory that takes nothing until it is written), `file_io` (the only unsafe code).
 //!
 //! # The life of a DMA
 //!
@@ -41,6 +41,7 @@ pub(crate) mod msix;
 pub mod port;
 mod refusal;
 pub(crate) mod route;
+mod sparse;
 pub mod tlp;
 pub mod traffic;
 pub mod tree;
@@ -54,6 +55,7 @@ pub use fabric::{Fabric, FabricBuilder, FabricError};
 pub use function::{Access, Function, MapError, OutOfBounds};
 pub use memory::{BarMemory, DmaBuffers};
 pub use port::{DmaError, DmaRange, Port};
+pub use sparse::SparseMemory;
 pub use tlp::{Tally, TlpClass, TlpKind};
 pub use traffic::{MatrixEntry, PortTraffic, Traffic};
 pub use tree::PortKind;

@@ -29,7 +29,7 @@ pub(super) fn read(
             extent.length,
             Direction::FromController,
             transfer,
-            |memory, at| memory.fill_from_file(&ns.file, extent.offset + at),
+            |memory, at| ns.read_blocks(memory, extent.offset + at),
         )?;
     }
     add(&shared.counters.bytes_read, extent.length);
@@ -54,7 +54,7 @@ pub(super) fn write(
             extent.length,
             Direction::ToController,
             transfer,
-            |memory, at| memory.drain_to_file(&ns.file, extent.offset + at),
+            |memory, at| ns.write_blocks(memory, extent.offset + at),
         )?;
     }
     written(shared, ns, &extent, fua(command))?;

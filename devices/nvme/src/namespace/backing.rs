@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use p2plab_pcie::{DmaBuffers, SparseMemory};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use rustix::io::Errno;
 
@@ -16,6 +17,9 @@ use crate::counters::Mistakes;
 
 /// Reads as zeros without end, and forgets what is written to it.
 const NOTHING: &str = "/dev/zero";
+
+/// Largest memory that is mapped: namespaces share the process's addresses.
+const MOST_MAPPED: u64 = 256 << 30;
 
 /// Where metadata goes. The file of the blocks has none of it: a disk image stays one.
 #[derive(Clone, Debug)]
@@ -34,6 +38,8 @@ enum Companion {
 #[derive(Clone, Debug)]
 pub(crate) struct Medium {
     pub(crate) file: Arc<File>,
+    /// The same as memory, where it is some.
+    memory: Option<Arc<SparseMemory>>,
     /// Bytes of it that are the namespace's.
     pub(crate) size: u64,
     pub(crate) read_only: bool,
@@ -56,12 +62,13 @@ impl Medium {
         let read_only = config.read_only;
         let (file, size, durable, companion) = match &config.backing {
             Backing::Memory { size } => {
-                let file = memory(*size).map_err(|source| NvmeError::Allocate {
-                    nsid,
-                    size: *size,
-                    source,
-                })?;
-                (file, *size, false, Companion::Memory)
+                let size = *size;
+                let medium = Self::memory(size);
+                let medium = medium.map_err(|source| NvmeError::Allocate { nsid, size, source })?;
+                return Ok(Self {
+                    read_only,
+                    ..medium
+                });
             }
             Backing::File { path, size, create } => {
                 let (file, size) = open_file(nsid, path, *size, *create, read_only)?;
@@ -84,6 +91,7 @@ impl Medium {
         };
         Ok(Self {
             file: Arc::new(file),
+            memory: None,
             size,
             read_only,
             durable,
@@ -94,14 +102,58 @@ impl Medium {
 
     /// Sparse memory of `size` bytes.
     pub(crate) fn memory(size: u64) -> io::Result<Self> {
+        let mapped = (size <= MOST_MAPPED).then(|| SparseMemory::new("nvme-namespace", size));
+        // Without addresses for so much it is a file like any other.
+        let mapped = mapped.and_then(Result::ok);
+        let file = match &mapped {
+            Some(memory) => memory.file().try_clone()?,
+            None => memory(size)?,
+        };
         Ok(Self {
-            file: Arc::new(memory(size)?),
+            file: Arc::new(file),
+            memory: mapped.map(Arc::new),
             size,
             read_only: false,
             durable: false,
             companion: Companion::Memory,
             failures: Arc::default(),
         })
+    }
+
+    /// Fills `buffers` from byte `offset` on.
+    pub(crate) fn read(&self, buffers: &DmaBuffers<'_>, offset: u64) -> io::Result<()> {
+        match &self.memory {
+            Some(memory) => memory.read(buffers, offset),
+            None => buffers.fill_from_file(&self.file, offset),
+        }
+    }
+
+    /// Writes `buffers` from byte `offset` on.
+    pub(crate) fn write(&self, buffers: &DmaBuffers<'_>, offset: u64) -> io::Result<()> {
+        match &self.memory {
+            Some(memory) => memory.write(buffers, offset),
+            None => buffers.drain_to_file(&self.file, offset),
+        }
+    }
+
+    /// Makes bytes read as zeros, without storage where that can be.
+    pub(crate) fn zero(&self, offset: u64, length: u64) -> io::Result<()> {
+        zero(&self.file, offset, length)?;
+        self.forget(offset, length);
+        Ok(())
+    }
+
+    /// Gives the storage of bytes back; they read as zeros. `false` where the file cannot.
+    pub(crate) fn punch(&self, offset: u64, length: u64) -> io::Result<bool> {
+        let punched = punch(&self.file, offset, length)?;
+        self.forget(offset, length);
+        Ok(punched)
+    }
+
+    fn forget(&self, offset: u64, length: u64) {
+        if let Some(memory) = &self.memory {
+            memory.forget(offset, length);
+        }
     }
 
     /// Makes all that was written to the blocks and to their `metadata` durable.
@@ -175,7 +227,7 @@ impl Medium {
 
     /// Makes all bytes read as zeros.
     pub(crate) fn erase(&self) -> io::Result<()> {
-        if self.is_nothing() || punch(&self.file, 0, self.size)? {
+        if self.is_nothing() || self.punch(0, self.size)? {
             return Ok(());
         }
         let found = self.file.metadata()?;

@@ -12,6 +12,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use p2plab_pcie::DmaBuffers;
+
 use crate::config::{NamespaceConfig, NvmeError};
 use crate::locks::{lock, read, write};
 use crate::spec::status::Status;
@@ -226,6 +228,16 @@ impl Namespace {
         }
     }
 
+    /// Fills `buffers` with blocks, from byte `offset` on.
+    pub(crate) fn read_blocks(&self, buffers: &DmaBuffers<'_>, offset: u64) -> io::Result<()> {
+        self.medium.read(buffers, offset)
+    }
+
+    /// Writes `buffers` to blocks, from byte `offset` on.
+    pub(crate) fn write_blocks(&self, buffers: &DmaBuffers<'_>, offset: u64) -> io::Result<()> {
+        self.medium.write(buffers, offset)
+    }
+
     /// The metadata of the blocks of `extent`.
     pub(crate) fn read_metadata(&self, extent: &Extent) -> io::Result<Vec<u8>> {
         let mut data = vec![0; usize::try_from(extent.count * METADATA).map_err(io::Error::other)?];
@@ -254,7 +266,7 @@ impl Namespace {
         if self.medium.is_nothing() {
             return Ok(true);
         }
-        if !backing::punch(&self.file, extent.offset, extent.length)? {
+        if !self.medium.punch(extent.offset, extent.length)? {
             return Ok(false);
         }
         self.clear_metadata(extent)?;
@@ -266,7 +278,7 @@ impl Namespace {
         if self.medium.is_nothing() {
             return Ok(());
         }
-        backing::zero(&self.file, extent.offset, extent.length)?;
+        self.medium.zero(extent.offset, extent.length)?;
         self.clear_metadata(extent)
     }
 
@@ -282,7 +294,7 @@ impl Namespace {
         if self.medium.is_nothing() {
             return Ok(());
         }
-        backing::zero(&self.file, self.bytes(), rest)
+        self.medium.zero(self.bytes(), rest)
     }
 
     /// Makes the blocks' metadata that of blocks never written.
