@@ -25,7 +25,16 @@ use crate::transfer::Transfer;
 const BATCH_TIME: Duration = Duration::from_micros(50);
 
 /// Data that a command may move while completions before it still wait for their interrupt.
-const QUICK_BYTES: u64 = 32 << 10;
+const QUICK_BYTES: u64 = 128 << 10;
+
+/// A command that comes this soon after an interrupt was on its way before: the host keeps several in flight.
+const STREAM_GAP: Duration = Duration::from_micros(30);
+
+/// Completions of a stream wait for more until no command has come for this long,
+const STREAM_PAUSE: Duration = Duration::from_micros(20);
+
+/// and no longer than this.
+const STREAM_HOLD: Duration = Duration::from_micros(60);
 
 /// How long the transport's thread works in a worker's place: its next message waits meanwhile.
 const VISIT_TIME: Duration = Duration::from_micros(100);
@@ -45,6 +54,10 @@ pub(crate) struct Executor {
     /// What the data of `ahead` touched, if it was executed.
     ahead_transfer: Transfer,
     unsignalled: Option<Unsignalled>,
+    /// Whether commands come as a stream, when the last one was executed, and when the last interrupt was sent.
+    streams: bool,
+    executed: Option<Instant>,
+    interrupted: Option<Instant>,
 }
 
 /// Completions that have had no interrupt yet.
@@ -53,6 +66,8 @@ struct Unsignalled {
     /// When the first was posted.
     since: Instant,
     count: u32,
+    /// The worker knows of them.
+    told: bool,
 }
 
 /// Why an executor does nothing more for now.
@@ -129,12 +144,13 @@ fn visit(shared: &Shared, sq: &SubmissionQueue, ask: bool) -> Option<()> {
         Err(TryLockError::WouldBlock) => return None,
     };
     let end = Instant::now() + VISIT_TIME;
-    let waited = executor.unsignalled.is_some();
     let rest = executor.work(shared, sq.dma.get()?, sq, Some(Visit { end, ask }));
-    // The worker looks after what waits for its interrupt now; what waited before, it knows of.
-    let waits = executor.unsignalled.is_some() && !waited;
+    // What coalescing lets wait is the worker's to look after; what waits for the rest of a stream is the visitor's.
+    let held = executor.holds(ask);
+    let waits = executor.unsignalled.as_mut().filter(|_| !held);
+    let is_new = waits.is_some_and(|waiting| !std::mem::replace(&mut waiting.told, true));
     drop(executor);
-    if waits || rest == Rest::Left {
+    if is_new || rest == Rest::Left {
         sq.wake.notify();
     }
     Some(())
@@ -187,7 +203,9 @@ impl Executor {
                 break Rest::Failed;
             }
         };
-        self.signal(shared, dma, sq);
+        if !self.holds(ask) {
+            self.signal(shared, dma, sq);
+        }
         if sq.head() != before {
             shared.polling.done();
         }
@@ -218,7 +236,9 @@ impl Executor {
         if found(sq) {
             return Ok(true);
         }
-        self.signal(shared, dma, sq);
+        if !self.holds(ask) {
+            self.signal(shared, dma, sq);
+        }
         if ask {
             told(sq.ask(dma, &shared.trace))?;
         }
@@ -235,6 +255,11 @@ impl Executor {
         fetched: Fetched,
     ) -> Rest {
         let Fetched { fetch, command, .. } = fetched;
+        let now = Instant::now();
+        if let Some(interrupted) = self.interrupted {
+            self.streams = now.saturating_duration_since(interrupted) < STREAM_GAP;
+        }
+        self.executed = Some(now);
         if let Some(waiting) = self.unsignalled {
             let may_be_slow = shared.faults.is_armed();
             let bytes = quick_bytes(shared, &command).filter(|_| !may_be_slow);
@@ -286,6 +311,7 @@ impl Executor {
             let waiting = self.unsignalled.get_or_insert_with(|| Unsignalled {
                 since: Instant::now(),
                 count: 0,
+                told: false,
             });
             waiting.count = waiting.count.saturating_add(1);
         }
@@ -311,16 +337,26 @@ impl Executor {
         self.interrupt(shared, dma, sq);
     }
 
+    /// Whether completions wait for those of commands that are about to come: only where somebody looks for those,
+    /// which is not before an `ask`, and only while they come as a stream.
+    fn holds(&self, ask: bool) -> bool {
+        let recent = |then: Option<Instant>, limit| then.is_some_and(|then| then.elapsed() < limit);
+        let since = self.unsignalled.map(|waiting| waiting.since);
+        !ask && self.streams && recent(since, STREAM_HOLD) && recent(self.executed, STREAM_PAUSE)
+    }
+
     /// Sends it at once.
     fn interrupt(&mut self, shared: &Shared, dma: &Dma, sq: &SubmissionQueue) {
         if self.unsignalled.take().is_some() {
+            self.interrupted = Some(Instant::now());
             shared.interrupt(dma, &sq.cq);
         }
     }
 
     /// When completions that wait are due for their interrupt though none may follow.
-    fn due(&self, sq: &SubmissionQueue) -> Option<Instant> {
-        let waiting = self.unsignalled?;
+    fn due(&mut self, sq: &SubmissionQueue) -> Option<Instant> {
+        let waiting = self.unsignalled.as_mut()?;
+        waiting.told = true;
         waiting.since.checked_add(sq.cq.coalescing().time())
     }
 
