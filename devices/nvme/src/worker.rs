@@ -27,14 +27,14 @@ const BATCH_TIME: Duration = Duration::from_micros(50);
 /// Data that a command may move while completions before it still wait for their interrupt.
 const QUICK_BYTES: u64 = 128 << 10;
 
-/// A command that comes this soon after an interrupt was on its way before: the host keeps several in flight.
-const STREAM_GAP: Duration = Duration::from_micros(30);
-
 /// Completions of a stream wait for more until no command has come for this long,
-const STREAM_PAUSE: Duration = Duration::from_micros(20);
+const STREAM_PAUSE: Duration = Duration::from_micros(40);
 
-/// and no longer than this.
-const STREAM_HOLD: Duration = Duration::from_micros(60);
+/// no longer than this,
+const STREAM_HOLD: Duration = Duration::from_micros(120);
+
+/// and until there are so many.
+const STREAM_MOST: u32 = 8;
 
 /// How long the transport's thread works in a worker's place: its next message waits meanwhile.
 const VISIT_TIME: Duration = Duration::from_micros(100);
@@ -54,10 +54,11 @@ pub(crate) struct Executor {
     /// What the data of `ahead` touched, if it was executed.
     ahead_transfer: Transfer,
     unsignalled: Option<Unsignalled>,
-    /// Whether commands come as a stream, when the last one was executed, and when the last interrupt was sent.
+    /// Whoever is at work comes again to look for commands.
+    polled: bool,
+    /// Whether commands come as a stream, and when the last one was executed.
     streams: bool,
     executed: Option<Instant>,
-    interrupted: Option<Instant>,
 }
 
 /// Completions that have had no interrupt yet.
@@ -166,6 +167,7 @@ impl Executor {
         visit: Option<Visit>,
     ) -> Rest {
         let ask = visit.is_none_or(|visit| visit.ask);
+        self.polled = !ask;
         let before = sq.head();
         let rest = loop {
             if sq.stop.load(Ordering::Acquire) {
@@ -255,11 +257,11 @@ impl Executor {
         fetched: Fetched,
     ) -> Rest {
         let Fetched { fetch, command, .. } = fetched;
-        let now = Instant::now();
-        if let Some(interrupted) = self.interrupted {
-            self.streams = now.saturating_duration_since(interrupted) < STREAM_GAP;
+        if self.polled {
+            // A host that sends commands before it has seen the completions that are there has more on their way.
+            self.streams = sq.cq.is_behind(dma, &shared.trace);
+            self.executed = Some(Instant::now());
         }
-        self.executed = Some(now);
         if let Some(waiting) = self.unsignalled {
             let may_be_slow = shared.faults.is_armed();
             let bytes = quick_bytes(shared, &command).filter(|_| !may_be_slow);
@@ -341,14 +343,16 @@ impl Executor {
     /// which is not before an `ask`, and only while they come as a stream.
     fn holds(&self, ask: bool) -> bool {
         let recent = |then: Option<Instant>, limit| then.is_some_and(|then| then.elapsed() < limit);
-        let since = self.unsignalled.map(|waiting| waiting.since);
-        !ask && self.streams && recent(since, STREAM_HOLD) && recent(self.executed, STREAM_PAUSE)
+        !ask && self.streams
+            && recent(self.executed, STREAM_PAUSE)
+            && self.unsignalled.is_some_and(|waiting| {
+                waiting.count < STREAM_MOST && recent(Some(waiting.since), STREAM_HOLD)
+            })
     }
 
     /// Sends it at once.
     fn interrupt(&mut self, shared: &Shared, dma: &Dma, sq: &SubmissionQueue) {
         if self.unsignalled.take().is_some() {
-            self.interrupted = Some(Instant::now());
             shared.interrupt(dma, &sq.cq);
         }
     }
