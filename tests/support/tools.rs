@@ -100,8 +100,9 @@ impl<'a> Tools<'a> {
     /// Where it fails.
     pub fn read(&self, lba: u64, blocks: u64, bytes: u64) -> Vec<u8> {
         let count = blocks - 1;
+        // It would leave the end of a longer file as it is.
         self.bytes(&format!(
-            "nvme read DISK -s {lba} -c {count} -z {bytes} -d /tmp/read >&2 && cat /tmp/read"
+            "rm -f /tmp/read && nvme read DISK -s {lba} -c {count} -z {bytes} -d /tmp/read >&2 && cat /tmp/read"
         ))
     }
 }

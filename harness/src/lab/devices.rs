@@ -260,6 +260,7 @@ fn has_trapped_memory(device: &DeviceOptions) -> bool {
 fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
     let mut config = NvmeConfig::new(options.serial.clone().unwrap_or_else(|| name.to_owned()));
     config.namespaces = options.namespaces.iter().map(namespace_config).collect();
+    config.unallocated = options.unallocated;
     config.io_queues = options.io_queues;
     config.msix = options.interrupts == topology::Interrupts::MsiX;
     config.cmb = options.cmb.map(|cmb| CmbConfig {

@@ -65,6 +65,8 @@ pub type Nvme = NvmeOptions;
 pub struct NvmeOptions {
     /// Its namespaces; the first is NSID 1.
     pub namespaces: Vec<NamespaceOptions>,
+    /// Bytes for namespaces that the guest creates. They are in sparse memory, and gone with the lab.
+    pub unallocated: u64,
     /// Controller Memory Buffer, if any.
     pub cmb: Option<CmbOptions>,
     /// Persistent Memory Region, if any.
@@ -212,6 +214,7 @@ impl NvmeOptions {
     fn new(namespace: NamespaceOptions) -> Self {
         Self {
             namespaces: vec![namespace],
+            unallocated: 0,
             cmb: None,
             pmr: None,
             faults: Vec::new(),
@@ -225,6 +228,13 @@ impl NvmeOptions {
     #[must_use]
     pub fn namespace(mut self, namespace: NamespaceOptions) -> Self {
         self.namespaces.push(namespace);
+        self
+    }
+
+    /// Leaves `bytes` of capacity for namespaces that the guest creates.
+    #[must_use]
+    pub fn unallocated(mut self, bytes: u64) -> Self {
+        self.unallocated = bytes;
         self
     }
 

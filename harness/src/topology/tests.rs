@@ -184,6 +184,7 @@ namespaces = [
     { size = "1GiB" },
     { size = "2GiB", file = "/disk", create = true, block_size = 4096, read_only = true },
 ]
+unallocated = "4GiB"
 cmb = { size = "64MiB", offset = "2MiB", cqs = false, wds = false, cdpcils = false }
 pmr = { size = "16MiB", file = "/pmr", create = true, cpu = "mapped", ready_after = "250ms" }
 faults = [
@@ -209,6 +210,7 @@ fn every_option_of_an_ssd_can_be_said_in_both_forms() {
         .create()
         .block_size(4096)
         .read_only()
+        .unallocated(4 * GIB)
         .cmb_with(cmb)
         .pmr(
             PmrOptions::file("/pmr", 16 * MIB)
@@ -260,6 +262,11 @@ fn mistakes_in_an_ssd_are_named_with_their_place_and_their_cure() {
             "`size` is 1KiB, it must be 1MiB to 1024TiB",
         ),
         (
+            "\"4GiB\"",
+            "\"1025TiB\"",
+            "lab.toml:13:15: `unallocated` is 1025TiB, it must be 0 to 1024TiB",
+        ),
+        (
             "offset = \"2MiB\"",
             "offset = \"3MiB\"",
             "`offset` is 3MiB, it must be a multiple of 2MiB",
@@ -294,7 +301,7 @@ fn mistakes_in_an_ssd_are_named_with_their_place_and_their_cure() {
         (
             "\"write\"",
             "\"wite\"",
-            "lab.toml:16:16: `wite` is not a value of `opcode`; did you mean `write`",
+            "lab.toml:17:16: `wite` is not a value of `opcode`; did you mean `write`",
         ),
         (
             "\"write-fault\"",
@@ -319,7 +326,7 @@ fn mistakes_in_an_ssd_are_named_with_their_place_and_their_cure() {
         (
             "status = 0x4002",
             "nsid = 1",
-            "lab.toml:19:5: a fault needs the field `status`",
+            "lab.toml:20:5: a fault needs the field `status`",
         ),
         (
             "status = 0x4002",
@@ -344,7 +351,7 @@ fn mistakes_in_an_ssd_are_named_with_their_place_and_their_cure() {
         (
             "queue = 2",
             "queue = 9",
-            "lab.toml:15:10: `queue` is 9, it must be 0 to 8",
+            "lab.toml:16:10: `queue` is 9, it must be 0 to 8",
         ),
         ("nsid = 2", "nsid = 3", "`nsid` is 3, it must be 1 to 2"),
         (
@@ -545,6 +552,7 @@ fn any_nvme() -> impl Strategy<Value = NvmeOptions> {
     use proptest::option::of;
     (
         vec(any_namespace(), 1..4),
+        0..=1u64 << 50,
         of(any_cmb()),
         of(any_pmr()),
         vec(any_fault(), 0..3),
@@ -554,12 +562,23 @@ fn any_nvme() -> impl Strategy<Value = NvmeOptions> {
         any::<bool>(),
     )
         .prop_map(
-            |(namespaces, mut cmb, pmr, faults, io_queues, interrupts, serial, old)| {
+            |(
+                namespaces,
+                unallocated,
+                mut cmb,
+                pmr,
+                faults,
+                io_queues,
+                interrupts,
+                serial,
+                old,
+            )| {
                 if let Some(cmb) = cmb.as_mut().filter(|_| old && pmr.is_none()) {
                     cmb.scheme = CmbScheme::V1_3;
                 }
                 NvmeOptions {
                     namespaces,
+                    unallocated,
                     cmb,
                     pmr,
                     faults,

@@ -74,6 +74,7 @@ fn write_nvme(text: &mut String, options: &NvmeOptions) {
         }
         several => field(text, "namespaces", tables(several.iter().map(namespace))),
     }
+    field(text, "unallocated", size(options.unallocated));
     field(text, "io_queues", options.io_queues);
     field(text, "interrupts", quoted(options.interrupts.word()));
     if let Some(serial) = &options.serial {

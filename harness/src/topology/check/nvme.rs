@@ -39,6 +39,12 @@ pub(super) fn check(
         .namespaces
         .iter()
         .try_for_each(|namespace| check_namespace(subject, namespace))?;
+    check_size_bounds(
+        subject,
+        "unallocated",
+        options.unallocated,
+        (0, MAX_NAMESPACE),
+    )?;
     check_bounds(
         subject,
         "io_queues",

@@ -21,6 +21,7 @@ pub(super) const FIELDS: &[&str] = &[
     "read_only",
     "block_size",
     "namespaces",
+    "unallocated",
     "io_queues",
     "interrupts",
     "serial",
@@ -76,6 +77,7 @@ impl Reader {
         let default = NvmeOptions::memory(0);
         Ok(NvmeOptions {
             namespaces,
+            unallocated: fields.size("unallocated")?.unwrap_or(default.unallocated),
             cmb: fields.get("cmb").map(cmb).transpose()?,
             pmr: fields.get("pmr").map(|v| self.pmr(v)).transpose()?,
             faults: faults.into_iter().map(fault).collect::<Read<_>>()?,
