@@ -25,6 +25,7 @@ run() {
     format)
         need fmt rustfmt
         step format cargo fmt --all --check
+        step format cargo fmt --manifest-path devices/nvme/fuzz/Cargo.toml --check
         ;;
     clippy)
         need clippy clippy
