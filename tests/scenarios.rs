@@ -11,6 +11,7 @@ mod counters;
 mod disks;
 mod example;
 mod faults;
+mod faults_on_demand;
 mod file_systems;
 mod lifecycle;
 mod lspci;
