@@ -129,13 +129,16 @@ impl SubmissionQueue {
         Ok(())
     }
 
-    /// Goes over to shadow doorbells. Nobody may hold the executor but the caller.
+    /// Goes over to shadow doorbells, from others if it has any: what the host wrote there is nowhere else. Nobody may
+    /// hold the executor but the caller.
     pub(crate) fn adopt(
         &self,
         dma: &Dma,
         trace: &Trace,
         buffer: DoorbellBuffer,
     ) -> Result<(), DmaError> {
+        // What cannot be reached, or cannot be, was not written.
+        let _ = self.look(dma, trace);
         let which = Doorbell::Tail(self.id);
         self.shadow.adopt(dma, trace, buffer, which, self.tail())
     }
@@ -338,13 +341,15 @@ impl CompletionQueue {
         self.consumed(head)
     }
 
-    /// Goes over to shadow doorbells.
+    /// Goes over to shadow doorbells, from others if it has any: what the host wrote there is nowhere else.
     pub(crate) fn adopt(
         &self,
         dma: &Dma,
         trace: &Trace,
         buffer: DoorbellBuffer,
     ) -> Result<(), DmaError> {
+        // What cannot be reached, or cannot be, was not written.
+        let _ = self.look(dma, trace);
         let which = Doorbell::Head(self.id);
         self.shadow.adopt(dma, trace, buffer, which, self.head())
     }

@@ -34,6 +34,35 @@ fn use_shadows(d: &mut Driver) {
     d.shadow = Some((pages, pages + 4096));
 }
 
+/// A host that configures its buffer again, be it the same or another, loses nothing that it wrote to the first: with
+/// a completion queue that it has emptied, and that the controller has not looked at since, it goes on.
+#[test]
+fn a_second_buffer_takes_over_from_the_first() {
+    for another in [false, true] {
+        let mut rig = Rig::new();
+        let (mut d, _event) = plug(&mut rig);
+        use_shadows(&mut d);
+        let buffer = d.pages(1);
+        // As many as the queue has room for.
+        for _ in 0..15 {
+            d.read(0, 8, buffer).unwrap();
+        }
+        let (doorbells, events) = if another {
+            let pages = d.pages(2);
+            (pages, pages + 4096)
+        } else {
+            d.shadow.unwrap()
+        };
+        configure(&mut d, doorbells, events).unwrap();
+        d.shadow = Some((doorbells, events));
+        let [tail, head] = [8, 12].map(|at| d.load(doorbells + at, 4));
+        assert_eq!((tail, head), (vec![15, 0, 0, 0], vec![15, 0, 0, 0]));
+        for _ in 0..20 {
+            d.read(0, 8, buffer).unwrap();
+        }
+    }
+}
+
 /// Far more commands than the queue has entries, by ones and by bursts: all complete, and in order. The completion
 /// queue's register is written at most once a round of the queue.
 #[test]
