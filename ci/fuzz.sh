@@ -48,9 +48,9 @@ run() {
     printf '\n== %s: %d s\n' "$target" "$seconds"
     if fuzzer "$target" -max_total_time="$seconds" -len_control=20 -rss_limit_mb=2048 -print_final_stats=1 \
         -artifact_prefix="$found/crashes/" "$found/corpus" "$fuzz/seeds/$target" >"$log" 2>&1; then
-        grep -E 'DONE|^stat::' "$log"
+        grep -aE 'DONE|^stat::' "$log"
     else
-        grep -vE 'NEW|REDUCE|RELOAD|pulse' "$log" | tail -n 200
+        grep -avE 'NEW|REDUCE|RELOAD|pulse' "$log" | tail -n 200
         echo "ci/fuzz.sh: $target failed; its output: $log; again with the input that follows 'written to':" \
             "$target_dir/$host/release/$target INPUT" >&2
         return 1
