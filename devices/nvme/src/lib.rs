@@ -13,7 +13,8 @@
 //!   a namespace's `extents`. `held`: what Abort can take back. `gate`: where I/O commands come in.
 //! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
 //!   is fetched. `shadow`: doorbells in the host's memory.
-//! - `worker`: a thread for each I/O submission queue. `io`: its commands. `namespaces`, `namespace`: the blocks, their
+//! - `worker`: executes an I/O queue's commands, on a thread of the queue's or, the short ones, on the transport's, which
+//!   `polling` keeps awake for the next. `io`: those commands. `namespaces`, `namespace`: the blocks, their
 //!   formats, metadata and protection information.
 //! - `prp`, `sgl`: from a command to the memory of its data, a `transfer`. `dma`: to that memory, through the
 //!   port or, by a `window`, inside the controller's own `cmb` or `pmr`.
