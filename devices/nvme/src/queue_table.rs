@@ -42,14 +42,14 @@ impl QueueTable {
         }
     }
 
-    /// The I/O queues.
-    #[allow(clippy::type_complexity)]
-    pub(crate) fn io_queues(&self) -> (Vec<Arc<SubmissionQueue>>, Vec<Arc<CompletionQueue>>) {
-        let (sqs, cqs) = (self.sqs.iter().skip(1), self.cqs.iter().skip(1));
-        (
-            sqs.flatten().cloned().collect(),
-            cqs.flatten().cloned().collect(),
-        )
+    /// The I/O submission queues.
+    pub(crate) fn io_sqs(&self) -> Vec<Arc<SubmissionQueue>> {
+        self.sqs.iter().skip(1).flatten().cloned().collect()
+    }
+
+    /// The I/O completion queues.
+    pub(crate) fn io_cqs(&self) -> Vec<Arc<CompletionQueue>> {
+        self.cqs.iter().skip(1).flatten().cloned().collect()
     }
 
     pub(crate) fn clear(&mut self) {

@@ -126,7 +126,7 @@ pub(crate) fn poll(shared: &Shared) -> bool {
         Next::Sleep => return false,
     };
     // Not under the lock: a queue whose memory fails takes it, too.
-    let (sqs, _) = read(&shared.queues).io_queues();
+    let sqs = read(&shared.queues).io_sqs();
     let mut found = false;
     for sq in sqs {
         let before = sq.head();

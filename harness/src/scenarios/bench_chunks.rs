@@ -120,13 +120,10 @@ impl Case {
             _ => "memory",
         };
         GuestCopy {
-            from: &disks.from,
-            to: &disks.to,
-            buffer,
             size: self.size,
             chunk: self.chunk,
             threads: self.threads,
-            depth: options.depth,
+            ..GuestCopy::new(&disks.from, &disks.to, buffer, options)
         }
         .run(lab)
     }

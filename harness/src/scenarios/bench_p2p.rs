@@ -51,16 +51,7 @@ fn measure(
         clear(&destination, options.size)?;
         progress.step(&format!("round {round} of {ROUNDS}: peer to peer"), None);
         let before = lab.traffic();
-        let seconds = GuestCopy {
-            from: &from,
-            to: &to,
-            buffer,
-            size: options.size,
-            chunk: options.chunk,
-            threads: options.threads,
-            depth: options.depth,
-        }
-        .run(lab)?;
+        let seconds = GuestCopy::new(&from, &to, buffer, options).run(lab)?;
         let traffic = lab.traffic().since(&before);
         guests.push(options.size as f64 / seconds);
         upstream.push(traffic.upstream_payload_bytes() as f64);

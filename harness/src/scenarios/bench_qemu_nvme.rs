@@ -149,13 +149,9 @@ impl Case<'_> {
             _ => "memory",
         };
         GuestCopy {
-            from: &self.pair.from,
-            to: &self.pair.to,
-            buffer,
             size: self.size,
             chunk: self.chunk,
-            threads: options.threads,
-            depth: options.depth,
+            ..GuestCopy::new(&self.pair.from, &self.pair.to, buffer, options)
         }
         .run(lab)
     }

@@ -122,16 +122,7 @@ pub fn compare(
         clear(&destination, options.size)?;
         progress.step(&format!("copying, {name}"), None);
         let before = lab.traffic();
-        let seconds = GuestCopy {
-            from: &from,
-            to: &to,
-            buffer,
-            size: options.size,
-            chunk: options.chunk,
-            threads: options.threads,
-            depth: options.depth,
-        }
-        .run(lab)?;
+        let seconds = GuestCopy::new(&from, &to, buffer, options).run(lab)?;
         let traffic = lab.traffic().since(&before);
         let verified = verify(&destination, options.size, progress)?;
         modes.push(MeasuredMode {
@@ -173,7 +164,25 @@ pub(super) struct GuestCopy<'a> {
     pub depth: u32,
 }
 
-impl GuestCopy<'_> {
+impl<'a> GuestCopy<'a> {
+    /// What the options say, from `from` to `to` through `buffer`.
+    pub(super) fn new(
+        from: &'a GuestNvme,
+        to: &'a GuestNvme,
+        buffer: &'a str,
+        options: &ScenarioOptions,
+    ) -> Self {
+        Self {
+            from,
+            to,
+            buffer,
+            size: options.size,
+            chunk: options.chunk,
+            threads: options.threads,
+            depth: options.depth,
+        }
+    }
+
     /// Copies, and returns the seconds that it took, as the guest's clock has it.
     pub(super) fn run(&self, lab: &Lab) -> Result<f64, LabError> {
         let command = Command::new("p2pcopy")

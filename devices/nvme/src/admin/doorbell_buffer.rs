@@ -30,7 +30,10 @@ pub(super) fn configure(shared: &Shared, dma: &Dma, command: &Command) -> Result
         let length = PAGE_SIZE;
         dma.check_queue(DmaRange { address, length }, false)?;
     }
-    let (sqs, cqs) = read(&shared.queues).io_queues();
+    let (sqs, cqs) = {
+        let queues = read(&shared.queues);
+        (queues.io_sqs(), queues.io_cqs())
+    };
     let failed = |_| Status::DATA_TRANSFER_ERROR;
     for cq in &cqs {
         cq.adopt(dma, &shared.trace, buffer).map_err(failed)?;

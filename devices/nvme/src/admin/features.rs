@@ -111,7 +111,10 @@ fn take_effect(shared: &Shared, fid: u8, cdw11: u32) -> Result<(), Status> {
         }
         feature::TEMPERATURE_THRESHOLD => shared.check_health(),
         feature::INTERRUPT_COALESCING | feature::INTERRUPT_VECTOR_CONFIG => {
-            let (sqs, cqs) = read(&shared.queues).io_queues();
+            let (sqs, cqs) = {
+                let queues = read(&shared.queues);
+                (queues.io_sqs(), queues.io_cqs())
+            };
             let features = lock(&shared.features).clone();
             cqs.iter().for_each(|cq| cq.follow(&features));
             // What waits for its interrupt may have waited long enough.
