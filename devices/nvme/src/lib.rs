@@ -14,8 +14,8 @@
 //! - `queue`, `queue_table`: submission and completion queues; a completion slot is reserved before a command
 //!   is fetched. `shadow`: doorbells in the host's memory.
 //! - `worker`: executes an I/O queue's commands, on a thread of the queue's or, the short ones, on the transport's, which
-//!   `polling` keeps awake for the next. `io`: those commands. `namespaces`, `namespace`: the blocks, their
-//!   formats, metadata and protection information.
+//!   `polling` keeps awake for the next; `moderation` says how many completions share an interrupt. `io`: those
+//!   commands. `namespaces`, `namespace`: the blocks, their formats, metadata and protection information.
 //! - `prp`, `sgl`: from a command to the memory of its data, a `transfer`. `dma`: to that memory, through the
 //!   port or, by a `window`, inside the controller's own `cmb` or `pmr`.
 //! - `faults`: what a test has ordered to go wrong.
@@ -71,6 +71,7 @@ mod io;
 mod lifecycle;
 mod locks;
 mod logs;
+mod moderation;
 mod namespace;
 mod namespaces;
 mod pmr;

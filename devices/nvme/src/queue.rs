@@ -375,13 +375,6 @@ impl CompletionQueue {
         Ok(self.reserve())
     }
 
-    /// Whether the host has not consumed all that is there.
-    pub(crate) fn is_behind(&self, dma: &Dma, trace: &Trace) -> bool {
-        // An index that cannot be, or memory that is gone, is found out by who needs it.
-        let _ = self.look(dma, trace);
-        self.outstanding() > 0
-    }
-
     /// Looks at the shadow doorbell; `false` where there is none.
     fn look(&self, dma: &Dma, trace: &Trace) -> Result<bool, ShadowError> {
         let Some(head) = self.shadow.look(dma, trace)? else {

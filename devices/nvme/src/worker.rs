@@ -15,6 +15,7 @@ use crate::events::Event;
 use crate::faults;
 use crate::io;
 use crate::locks::{lock, read};
+use crate::moderation::{Moderation, Verdict};
 use crate::polling::Next;
 use crate::queue::{Permit, Reply, ShadowError, SubmissionQueue};
 use crate::spec::command::{Command, FUSE, FUSE_FIRST, FUSE_SECOND, ReadWriteCdw12, io as opcode};
@@ -27,20 +28,11 @@ const BATCH_TIME: Duration = Duration::from_micros(50);
 /// Data that a command may move while completions before it still wait for their interrupt.
 const QUICK_BYTES: u64 = 128 << 10;
 
-/// Completions of a stream wait for more until no command has come for this long,
-const STREAM_PAUSE: Duration = Duration::from_micros(40);
-
-/// no longer than this,
-const STREAM_HOLD: Duration = Duration::from_micros(120);
-
-/// and until there are so many.
-const STREAM_MOST: u32 = 8;
-
 /// How long the transport's thread works in a worker's place: its next message waits meanwhile.
 const VISIT_TIME: Duration = Duration::from_micros(100);
 
-/// Data that a command may move there.
-const VISIT_BYTES: u64 = 128 << 10;
+/// Data that a command may move there: what takes about as long as to wake a worker and hand over.
+const VISIT_BYTES: u64 = 1 << 20;
 
 /// Executes the commands of one submission queue, for whoever holds it: the queue's worker, or the transport's
 /// thread with a doorbell write in its hand.
@@ -56,9 +48,8 @@ pub(crate) struct Executor {
     unsignalled: Option<Unsignalled>,
     /// Whoever is at work comes again to look for commands.
     polled: bool,
-    /// Whether commands come as a stream, and when the last one was executed.
-    streams: bool,
-    executed: Option<Instant>,
+    /// How many completions wait for each other.
+    moderation: Moderation,
 }
 
 /// Completions that have had no interrupt yet.
@@ -147,7 +138,7 @@ fn visit(shared: &Shared, sq: &SubmissionQueue, ask: bool) -> Option<()> {
     let end = Instant::now() + VISIT_TIME;
     let rest = executor.work(shared, sq.dma.get()?, sq, Some(Visit { end, ask }));
     // What coalescing lets wait is the worker's to look after; what waits for the rest of a stream is the visitor's.
-    let held = executor.holds(ask);
+    let held = executor.holds(sq, ask);
     let waits = executor.unsignalled.as_mut().filter(|_| !held);
     let is_new = waits.is_some_and(|waiting| !std::mem::replace(&mut waiting.told, true));
     drop(executor);
@@ -205,7 +196,7 @@ impl Executor {
                 break Rest::Failed;
             }
         };
-        if !self.holds(ask) {
+        if !self.holds(sq, ask) {
             self.signal(shared, dma, sq);
         }
         if sq.head() != before {
@@ -238,7 +229,7 @@ impl Executor {
         if found(sq) {
             return Ok(true);
         }
-        if !self.holds(ask) {
+        if !self.holds(sq, ask) {
             self.signal(shared, dma, sq);
         }
         if ask {
@@ -258,18 +249,21 @@ impl Executor {
     ) -> Rest {
         let Fetched { fetch, command, .. } = fetched;
         if self.polled {
-            // A host that sends commands before it has seen the completions that are there has more on their way.
-            self.streams = sq.cq.is_behind(dma, &shared.trace);
-            self.executed = Some(Instant::now());
+            self.moderation
+                .came(Instant::now(), self.unsignalled.is_some());
         }
         if let Some(waiting) = self.unsignalled {
             let may_be_slow = shared.faults.is_armed();
             let bytes = quick_bytes(shared, &command).filter(|_| !may_be_slow);
-            let is_late = || waiting.since.elapsed() >= BATCH_TIME;
+            let is_late = if self.polled {
+                !self.holds(sq, false)
+            } else {
+                waiting.since.elapsed() >= BATCH_TIME
+            };
             match bytes {
                 // A completion never waits behind a command of which nobody knows how long it takes.
                 None => self.interrupt(shared, dma, sq),
-                Some(bytes) if bytes > QUICK_BYTES || is_late() => self.signal(shared, dma, sq),
+                Some(bytes) if bytes > QUICK_BYTES || is_late => self.signal(shared, dma, sq),
                 Some(_) => {}
             }
         }
@@ -340,14 +334,20 @@ impl Executor {
     }
 
     /// Whether completions wait for those of commands that are about to come: only where somebody looks for those,
-    /// which is not before an `ask`, and only while they come as a stream.
-    fn holds(&self, ask: bool) -> bool {
-        let recent = |then: Option<Instant>, limit| then.is_some_and(|then| then.elapsed() < limit);
-        !ask && self.streams
-            && recent(self.executed, STREAM_PAUSE)
-            && self.unsignalled.is_some_and(|waiting| {
-                waiting.count < STREAM_MOST && recent(Some(waiting.since), STREAM_HOLD)
-            })
+    /// which is not before an `ask`, and not where the host has said itself how long they are to wait.
+    fn holds(&mut self, sq: &SubmissionQueue, ask: bool) -> bool {
+        let Some(waiting) = self.unsignalled.filter(|_| !ask) else {
+            return false;
+        };
+        if !sq.cq.coalescing().time().is_zero() {
+            return false;
+        }
+        let now = Instant::now();
+        let verdict = self.moderation.verdict(waiting.count, waiting.since, now);
+        if verdict != Verdict::Hold {
+            self.moderation.sent(waiting.count, verdict);
+        }
+        verdict == Verdict::Hold
     }
 
     /// Sends it at once.

@@ -55,10 +55,13 @@ pub(super) struct Machine {
 /// with a reboot instead, a guest that panics at boot would go round in circles. A task that hangs is reported
 /// after 40 to 45 s: before the 60 s that a command has by default, and after the 30 s that the nvme driver gives a
 /// command. The kernel's own default is 120 s. Processors that stall are reported after a minute, three times the
-/// default: under emulation, a busy host takes that long from a guest.
+/// default: under emulation, a busy host takes that long from a guest. The last three let an idle guest sleep, where it
+/// would wake tens of times a second: for DAMON's statistics, for memory to compact, and to compare clocks (which under
+/// emulation come from one).
 pub(super) const KERNEL_ARGUMENTS: &str = "console=ttyS0 rdinit=/init printk.time=1 random.trust_cpu=on \
      mitigations=off audit=0 sysctl.kernel.hung_task_timeout_secs=40 \
-     sysctl.kernel.hung_task_check_interval_secs=5 rcupdate.rcu_cpu_stall_timeout=60 watchdog_thresh=30";
+     sysctl.kernel.hung_task_check_interval_secs=5 rcupdate.rcu_cpu_stall_timeout=60 watchdog_thresh=30 \
+     damon_stat.enabled=0 sysctl.vm.compaction_proactiveness=0 tsc=nowatchdog";
 
 /// Tells the agent which disk the system image is (the guest's only virtio disk), and the kernel that its tools may
 /// map registers that a driver uses, as `nvme show-regs` does.

@@ -75,7 +75,12 @@ pub fn loopback_up() -> io::Result<()> {
 pub struct Mapping {
     start: *mut u8,
     length: usize,
+    /// Bytes mapped, at least `length`.
+    mapped: usize,
 }
+
+/// What x86-64's kernel makes one entry of the upper page table of.
+const HUGE_PAGE: usize = 2 << 20;
 
 // SAFETY: the mapping is plain memory owned by this value; access goes through raw addresses handed to
 // the kernel or through `slice_mut`, which borrows the mapping exclusively.
@@ -101,21 +106,27 @@ impl Mapping {
         Ok(Self {
             start: start.cast(),
             length,
+            mapped: length,
         })
     }
 
-    /// Maps `length` bytes of ordinary memory, page aligned, with huge pages if the kernel likes.
+    /// Maps `length` bytes of ordinary memory, page aligned, in huge pages if the kernel likes: it aligns what is as
+    /// large as one by itself, so smaller mappings are rounded up.
     pub fn anonymous(length: usize) -> io::Result<Self> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let mapped = length
+            .checked_next_multiple_of(HUGE_PAGE)
+            .ok_or(io::ErrorKind::OutOfMemory)?;
         // SAFETY: as for `of_file`.
         let start = unsafe {
-            rustix::mm::mmap_anonymous(std::ptr::null_mut(), length, protection, MapFlags::PRIVATE)
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), mapped, protection, MapFlags::PRIVATE)
         }?;
         // SAFETY: advice about a range that we just mapped; it does not change the contents.
-        let _ = unsafe { rustix::mm::madvise(start, length, rustix::mm::Advice::LinuxHugepage) };
+        let _ = unsafe { rustix::mm::madvise(start, mapped, rustix::mm::Advice::LinuxHugepage) };
         Ok(Self {
             start: start.cast(),
             length,
+            mapped,
         })
     }
 
@@ -139,7 +150,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: mapped by the constructor, and no borrow outlives self.
-        let _ = unsafe { rustix::mm::munmap(self.start.cast(), self.length) };
+        let _ = unsafe { rustix::mm::munmap(self.start.cast(), self.mapped) };
     }
 }
 

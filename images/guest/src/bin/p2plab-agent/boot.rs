@@ -97,6 +97,18 @@ impl Options {
     }
 }
 
+/// Lets programs have huge pages for their buffers, as on any machine that has SSDs: with less than 512 MiB of memory
+/// (what is free of a machine that has 512) Linux takes that from all, whatever its command line says (mm/huge_memory.c,
+/// hugepage_init), and a transfer of 1 MiB then has 256 pieces.
+pub fn allow_huge_pages() {
+    let setting = "/sys/kernel/mm/transparent_hugepage/enabled";
+    let is_ours = std::fs::read_to_string("/proc/cmdline")
+        .is_ok_and(|line| !line.contains("transparent_hugepage="));
+    if is_ours && let Err(error) = std::fs::write(setting, "madvise") {
+        say(format_args!("no huge pages: {error}"));
+    }
+}
+
 /// Hostname, loopback, working directory.
 pub fn set_environment(options: &Options) {
     if let Err(error) = rustix::system::sethostname(options.hostname.as_bytes()) {

@@ -35,6 +35,7 @@ fn main() {
     boot::mount_all();
     let options = Options::from_command_line();
     boot::set_environment(&options);
+    boot::allow_huge_pages();
     let failed = load_modules(&options);
     // Some file systems exist only once their module is there.
     boot::mount_all();
