@@ -15,7 +15,7 @@
 //!   is fetched. `shadow`: doorbells in the host's memory.
 //! - `worker`: executes an I/O queue's commands, on a thread of the queue's or, the short ones, on the transport's, which
 //!   `polling` keeps awake for the next. `io`: those commands. `namespaces`, `namespace`: the blocks, their
-//!   formats, metadata and protection information.
+//!   formats, metadata and protection information. `write_cache`: what a loss of power takes back.
 //! - `prp`, `sgl`: from a command to the memory of its data, a `transfer`. `dma`: to that memory, through the
 //!   port or, by a `window`, inside the controller's own `cmb` or `pmr`.
 //! - `faults`: what a test has ordered to go wrong.
@@ -35,13 +35,15 @@
 //! process, as do created namespaces and the marks of Write Uncorrectable. A process that is killed between the data and
 //! the metadata of a write leaves one without the other, which a guard tells; it was not acknowledged.
 //!
+//! A power cut keeps every write, unless the configuration has a write cache that forgets ([`WriteCacheConfig`]): then
+//! what was neither flushed nor written with FUA is lost.
+//!
 //! # Not implemented
 //!
 //! SGLs for metadata or with keys and offsets, metadata behind each block's data (extended LBAs), metadata of other than
 //! 8 bytes, protection information of types 2 and 3 and with guards of other than 16 bits, copies between namespaces,
-//! reservations, shared namespaces, directives, data that is partly in the CMB, the loss of what a write cache holds (a
-//! power cut keeps every write that the host's kernel keeps), the loss of the link in an NVM Subsystem Reset, weighted
-//! round robin, discontiguous queues, page sizes other than 4 KiB, command sets other than NVM. A worker executes one
+//! reservations, shared namespaces, directives, data that is partly in the CMB, the loss of the link in an NVM Subsystem
+//! Reset, weighted round robin, discontiguous queues, page sizes other than 4 KiB, command sets other than NVM. A worker executes one
 //! command at a time.
 //!
 //! Of the admin commands: cryptographic erase of Format NVM and Sanitize; keeping blocks allocated, of Sanitize, which
@@ -89,10 +91,11 @@ mod trace;
 mod transfer;
 mod window;
 mod worker;
+mod write_cache;
 
 pub use config::{
-    Backing, CmbConfig, CmbScheme, MAX_IO_QUEUES, Metadata, NamespaceConfig, NvmeConfig, NvmeError,
-    PmrBacking, PmrConfig,
+    Backing, CmbConfig, CmbScheme, MAX_IO_QUEUES, MIN_WRITE_CACHE, Metadata, NamespaceConfig,
+    NvmeConfig, NvmeError, PmrBacking, PmrConfig, WriteCacheConfig,
 };
 pub use controller::NvmeController;
 pub use faults::{Fault, FaultEffect, FaultId, Faults};
