@@ -38,20 +38,29 @@
 //! A power cut keeps every write, unless the configuration has a write cache that forgets ([`WriteCacheConfig`]): then
 //! what was neither flushed nor written with FUA is lost.
 //!
+//! # Arbitration
+//!
+//! Round robin, which every controller has (Base 3.4.4.1, CAP.AMS = 0). Each queue has a worker, all take turns on the
+//! host's processors, and none goes before another: that is what round robin promises, which knows no order between
+//! the commands of two queues. Arbitration Burst is a recommendation; the weights, and the priorities with which queues
+//! are created, belong to weighted round robin and have no effect. Weighted round robin would need one place that
+//! launches the commands of all queues, and workers that wait for it.
+//!
 //! # Not implemented
 //!
 //! SGLs for metadata or with keys and offsets, metadata behind each block's data (extended LBAs), metadata of other than
 //! 8 bytes, protection information of types 2 and 3 and with guards of other than 16 bits, copies between namespaces,
 //! reservations, shared namespaces, directives, data that is partly in the CMB, the loss of the link in an NVM Subsystem
-//! Reset, weighted round robin, discontiguous queues, page sizes other than 4 KiB, command sets other than NVM. A worker executes one
-//! command at a time.
+//! Reset, weighted round robin, discontiguous queues, page sizes other than 4 KiB, command sets other than NVM. A worker
+//! executes one command at a time.
 //!
 //! Of the admin commands: cryptographic erase of Format NVM and Sanitize; keeping blocks allocated, of Sanitize, which
 //! leaves the CMB and the files of deleted namespaces as they are, and lets the host enable the PMR meanwhile; boot
-//! partitions; Keep Alive, Host Identifier, Persistent Event Log, security, NVMe-MI, virtualization. Abort finds
+//! partitions; Host Identifier, Persistent Event Log, security, NVMe-MI, virtualization. Abort finds
 //! commands that wait to be executed, and none that a host has queued. The parameter of an Error Information entry is
-//! unknown. Saved features, firmware and what the logs count live as long as the controller's process, over every reset
-//! and loss of power within it.
+//! unknown. No Keep Alive (KAS = 0), which the PCIe transport leaves to the controller: a host learns from a register
+//! that its controller is there, and the controller from the bus that its host is not. Saved features, firmware and what
+//! the logs count live as long as the controller's process, over every reset and loss of power within it.
 
 mod admin;
 mod background;
