@@ -2,10 +2,12 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use p2plab::agent::Command;
-use p2plab::topology::{MIB, Nvme, Topology};
+use p2plab::topology::{MIB, Nvme, Topology, WriteCacheConfig};
+use p2plab_pcie::Endpoint;
 use p2plab_tests::TestLab;
 use p2plab_tests::tools::{Tools, with_tools};
 
@@ -89,18 +91,24 @@ fn file_systems_are_made_filled_and_checked() {
     lab.finish();
 }
 
-/// Two SSDs in files of `folder`.
+/// Two SSDs in files of `folder`, with write caches that forget: the first some blocks, the second all.
 fn in_files(folder: &Path) -> Topology {
     let ssd = |name: &str, size| Nvme::file(folder.join(name), size).create();
+    let some = WriteCacheConfig {
+        size: 64 * MIB,
+        survivors: Some(1),
+    };
     let ssds = [
-        ssd("ssd0", 256 * MIB).block_size(4096),
-        ssd("ssd1", 512 * MIB),
+        ssd("ssd0", 256 * MIB)
+            .block_size(4096)
+            .write_cache_with(some),
+        ssd("ssd1", 512 * MIB).write_cache(64 * MIB),
     ];
     with_tools("power-cut", ssds)
 }
 
-/// The lab ends without a word while the guest writes: as if its power was cut, but for what the SSDs had
-/// acknowledged, which is in the host's files. In the next lab on the same files, journals are replayed, what was
+/// The lab ends without a word while the guest writes: its power is cut, and what the SSDs had in their write caches is
+/// lost. In the next lab on the same files, journals are replayed, what was
 /// written with fsync is whole, and nothing is found wrong.
 #[test]
 fn file_systems_survive_a_power_cut() {
@@ -131,7 +139,16 @@ fn file_systems_survive_a_power_cut() {
             bytes_written(&lab, fs.ssd) > before + 2 * MIB
         });
     }
+    let controllers = FILE_SYSTEMS.map(|fs| {
+        let device = lab.devices().device(fs.ssd).unwrap();
+        Arc::clone(device.nvme().unwrap())
+    });
     drop(lab);
+    for (fs, controller) in FILE_SYSTEMS.iter().zip(controllers) {
+        let dump = controller.dump();
+        let lost = dump["write_cache"]["blocks_lost"].as_u64();
+        assert!(lost > Some(0), "{} had nothing to lose: {dump:#}", fs.kind);
+    }
 
     let lab = TestLab::start(name, in_files(folder.path()));
     for (fs, sum) in FILE_SYSTEMS.iter().zip(sums) {

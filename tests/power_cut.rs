@@ -4,10 +4,11 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use p2plab::topology::{MIB, Nvme, Topology};
-use p2plab_tests::{HostShare, p2plab};
+use p2plab_tests::{HostShare, TestLab, p2plab};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::patience::until;
@@ -67,6 +68,50 @@ fn what_was_synced_outlives_a_killed_lab() {
             );
         }
     }
+}
+
+/// A guest writes blocks past its page cache and flushes some of them. When its power is cut what it did not flush is
+/// what it was before, and what it did is there: for the host, and for the guest of the next boot.
+#[test]
+fn what_was_not_flushed_is_lost_with_the_power() {
+    let name = "what_was_not_flushed_is_lost_with_the_power";
+    let builder = Topology::builder("write-cache").root_port("rp0");
+    let ssd = Nvme::memory(16 * MIB).write_cache(4 * MIB);
+    let topology = builder.nvme("ssd0", "rp0", ssd).build().unwrap();
+    let mut lab = TestLab::start(name, topology);
+    let disk = lab.guest().unwrap().nvme("ssd0").unwrap().block_device;
+    // The disk stays open: nothing is flushed by its last close.
+    let line = format!(
+        "exec 3<>{disk}; w() {{ yes $1 | head -c 4096 | dd of={disk} bs=4096 seek=$2 oflag=direct conv=$3notrunc; }}; \
+         w old 0 && w flushed 1 fsync, && w new 0 && w unsaved 2 && \
+         dd if={disk} bs=4096 count=3 iflag=direct | tr -s '\\n' | cut -b -7 | uniq | tr '\\n' ' '"
+    );
+    let seen = lab.guest().unwrap().sh(&line).unwrap();
+    assert_eq!(seen.trim_end(), "new flushed unsaved");
+    let controller = Arc::clone(lab.devices().device("ssd0").unwrap().nvme().unwrap());
+    let host_sees = || {
+        let file = controller.namespace_file(1).unwrap();
+        [0, 1, 2].map(|block| {
+            let mut data = [0; BLOCK];
+            file.read_exact_at(&mut data, block * BLOCK as u64).unwrap();
+            let text = String::from_utf8_lossy(&data);
+            text.lines()
+                .next()
+                .unwrap_or_default()
+                .trim_matches('\0')
+                .to_owned()
+        })
+    };
+    assert_eq!(host_sees(), ["new", "flushed", "unsaved"]);
+    lab.kill_qemu().unwrap();
+    assert_eq!(host_sees(), ["old", "flushed", ""]);
+    lab.boot_again().unwrap();
+    let line = format!("dd if={disk} bs=4096 count=2 | uniq | tr '\\n' ' '");
+    assert_eq!(
+        lab.guest().unwrap().sh(&line).unwrap().trim_end(),
+        "old flushed"
+    );
+    lab.finish();
 }
 
 /// Runs a lab that writes, and kills it once it has said that it wrote `enough` blocks; how many it had said by then.

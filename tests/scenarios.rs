@@ -23,6 +23,7 @@ mod power_cut;
 mod refusal;
 mod serve;
 mod shell;
+mod ssd_options;
 mod system_image;
 mod tools_fio;
 mod tools_nvme_cli;

@@ -25,6 +25,8 @@ pub struct NvmeConfig {
     pub unallocated: u64,
     /// Number of I/O queue pairs, 1 to [`MAX_IO_QUEUES`].
     pub io_queues: u16,
+    /// A write cache whose content a loss of power takes. Without one a power cut keeps every write.
+    pub write_cache: Option<WriteCacheConfig>,
     /// Controller Memory Buffer, if any.
     pub cmb: Option<CmbConfig>,
     /// Persistent Memory Region, if any.
@@ -54,6 +56,7 @@ impl NvmeConfig {
             namespaces: Vec::new(),
             unallocated: 0,
             io_queues: 16,
+            write_cache: None,
             cmb: None,
             pmr: None,
             faults: Vec::new(),
@@ -71,6 +74,24 @@ impl NvmeConfig {
         let pmr = self.pmr.as_ref().is_some_and(|pmr| trapped(pmr.cpu_access));
         self.shadow_doorbells && self.msix && !cmb && !pmr
     }
+}
+
+/// Smallest write cache.
+pub const MIN_WRITE_CACHE: u64 = 64 << 10;
+
+/// A volatile write cache that forgets: what the host has written since its last flush, with FUA clear and while the
+/// feature Volatile Write Cache is on, is lost with the power. To find hosts that should have flushed.
+///
+/// The power is lost in a power cut, and when the machine around the controller goes away without having shut it down:
+/// when the transport's client is gone, or the controller is unplugged. A process that is killed keeps every write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteCacheConfig {
+    /// Bytes of blocks that it holds, at least [`MIN_WRITE_CACHE`]: what has been written first goes to the medium when
+    /// there are more, and a command on more goes there at once. It takes memory of that size.
+    pub size: u64,
+    /// Without a seed all that it holds is lost. With one about half of the blocks are, chosen by it: those which a
+    /// cache that writes back in an order of its own had not come to.
+    pub survivors: Option<u64>,
 }
 
 /// A namespace.
@@ -317,6 +338,16 @@ pub enum NvmeError {
         serial: String,
         /// What was given.
         given: u64,
+    },
+    /// Size of the write cache.
+    #[error(
+        "NVMe controller `{serial}`: write cache of {size} bytes; use at least {MIN_WRITE_CACHE}"
+    )]
+    BadWriteCache {
+        /// Controller.
+        serial: String,
+        /// What was given.
+        size: u64,
     },
     /// CMB size and offset.
     #[error(

@@ -15,7 +15,9 @@ use p2plab_pcie::{
 use serde_json::{Value, json};
 
 use crate::cmb::Cmb;
-use crate::config::{CmbScheme, MAX_IO_QUEUES, NvmeConfig, NvmeError};
+use crate::config::{
+    CmbScheme, MAX_IO_QUEUES, MIN_WRITE_CACHE, NvmeConfig, NvmeError, WriteCacheConfig,
+};
 use crate::counters::{Counters, Mistakes, add};
 use crate::dma::Dma;
 use crate::events::{AsyncEvents, Event};
@@ -45,6 +47,7 @@ use crate::spec::status::Status;
 use crate::telemetry::Telemetry;
 use crate::trace::Trace;
 use crate::worker;
+use crate::write_cache::WriteCache;
 
 const REGISTERS_BAR: u8 = 0;
 const REGISTERS_SIZE: u64 = 16 << 10;
@@ -62,6 +65,7 @@ enum Writer {
 pub(crate) struct Shared {
     pub(crate) config: NvmeConfig,
     pub(crate) namespaces: Namespaces,
+    write_cache: Option<Arc<WriteCache>>,
     pub(crate) cmb: Option<Arc<Cmb>>,
     pub(crate) pmr: Option<Arc<Pmr>>,
     pub(crate) registers: Mutex<Registers>,
@@ -136,6 +140,13 @@ impl Shared {
         };
         if !already {
             self.keep_telemetry(why);
+        }
+    }
+
+    /// The power is gone: what was not flushed is lost. To be called when nothing is in flight.
+    pub(crate) fn lose_unflushed(&self) {
+        if let Some(cache) = &self.write_cache {
+            cache.lose(&self.namespaces);
         }
     }
 
@@ -233,6 +244,9 @@ impl Shared {
         dump["self_test"] = self.self_test.dump();
         dump["sanitize"] = self.sanitize.dump();
         dump["faults"] = self.faults.dump();
+        if let Some(cache) = &self.write_cache {
+            dump["write_cache"] = cache.dump();
+        }
         dump["namespaces"] = self
             .namespaces
             .all()
@@ -318,7 +332,8 @@ impl NvmeController {
             .zip(1..)
             .map(open)
             .collect::<Result<Vec<_>, _>>()?;
-        let namespaces = Namespaces::new(namespaces, config.unallocated);
+        let write_cache = config.write_cache.map(WriteCache::new).map(Arc::new);
+        let namespaces = Namespaces::new(namespaces, config.unallocated, write_cache.clone());
         let cmb = config.cmb.map(|cmb| Cmb::open(&config.serial, cmb));
         let cmb = cmb.transpose()?.map(Arc::new);
         let pmr = config.pmr.clone().map(|pmr| Pmr::open(&config.serial, pmr));
@@ -347,6 +362,7 @@ impl NvmeController {
             exit: AtomicBool::new(false),
             intx: Mutex::new(false),
             namespaces,
+            write_cache,
             cmb,
             pmr,
             config,
@@ -389,7 +405,8 @@ impl NvmeController {
     }
 
     /// Cuts the power and brings it back, at any moment: nothing more is completed when this returns, and the
-    /// controller is as after power on. Flushed data and the PMR's are there, the CMB is empty. The function's
+    /// controller is as after power on. Flushed data and the PMR's are there, the CMB is empty, and what was written and not
+    /// flushed is lost where there is a [`WriteCacheConfig`]. The function's
     /// config space is the bus's to reset (`Function::reset`): a whole machine that loses power does both.
     pub fn power_cut(&self) {
         let port = self.port();
@@ -462,6 +479,7 @@ impl NvmeController {
         lock(&self.core).disable(&self.shared);
         self.shared.self_test.background.end();
         self.shared.sanitize.background.end();
+        self.shared.lose_unflushed();
         *crate::locks::write(&self.port) = None;
     }
 }
@@ -593,7 +611,12 @@ impl Endpoint for NvmeController {
         };
         // First, so that the controller's thread finds nothing more to start.
         reset();
-        lock(&self.core).disable(&self.shared);
+        let mut core = lock(&self.core);
+        core.disable(&self.shared);
+        if kind == ResetKind::ConnectionLost {
+            self.shared.lose_unflushed();
+        }
+        drop(core);
         reset();
         if let Some(pmr) = &self.shared.pmr {
             pmr.settle(self.port().as_ref());
@@ -641,6 +664,12 @@ fn check(config: &NvmeConfig) -> Result<(), NvmeError> {
             serial: serial(),
             given: transfer,
         });
+    }
+    if let Some(WriteCacheConfig { size, .. }) = config.write_cache
+        && size < MIN_WRITE_CACHE
+    {
+        let serial = serial();
+        return Err(NvmeError::BadWriteCache { serial, size });
     }
     let old = config.cmb.is_some_and(|cmb| cmb.scheme == CmbScheme::V1_3);
     if old && config.pmr.is_some() {

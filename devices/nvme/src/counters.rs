@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub(crate) use p2plab_pcie::Mistakes;
 use serde_json::{Map, Value, json};
 
 /// Counters that only grow.
@@ -24,19 +25,6 @@ pub(crate) fn add(counter: &AtomicU64, value: u64) {
 
 pub(crate) fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
-}
-
-/// Counts mistakes that are worth a line in the log, a host's or those that it meets, so that a host cannot fill the
-/// disk with them.
-#[derive(Debug, Default)]
-pub(crate) struct Mistakes(AtomicU64);
-
-impl Mistakes {
-    /// Counts one, and says whether to log it: the first 16, then every one that doubles the count.
-    pub(crate) fn is_worth_a_line(&self) -> bool {
-        let count = self.0.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        count <= 16 || count.is_power_of_two()
-    }
 }
 
 impl Counters {

@@ -193,7 +193,7 @@ mod tests {
     fn pages(serial: &str, cns: u8, nsid: u32) -> Result<Vec<u8>, Status> {
         let config = NvmeConfig::new(serial);
         let ns = |nsid| Namespace::open(nsid, &NamespaceConfig::memory(1 << 20)).unwrap();
-        let namespaces = Namespaces::new([ns(1), ns(2)], 1 << 30);
+        let namespaces = Namespaces::new([ns(1), ns(2)], 1 << 30, None);
         let request = Request {
             cns,
             cntid: 0,

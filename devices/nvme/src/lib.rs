@@ -16,6 +16,7 @@
 //! - `worker`: executes an I/O queue's commands, on a thread of the queue's or, the short ones, on the transport's, which
 //!   `polling` keeps awake for the next; `moderation` says how many completions share an interrupt. `io`: those
 //!   commands. `namespaces`, `namespace`: the blocks, their formats, metadata and protection information.
+//!   `write_cache`: what a loss of power takes back.
 //! - `prp`, `sgl`: from a command to the memory of its data, a `transfer`. `dma`: to that memory, through the
 //!   port or, by a `window`, inside the controller's own `cmb` or `pmr`.
 //! - `faults`: what a test has ordered to go wrong.
@@ -35,21 +36,32 @@
 //! process, as do created namespaces and the marks of Write Uncorrectable. A process that is killed between the data and
 //! the metadata of a write leaves one without the other, which a guard tells; it was not acknowledged.
 //!
+//! A power cut keeps every write, unless the configuration has a write cache that forgets ([`WriteCacheConfig`]): then
+//! what was neither flushed nor written with FUA is lost.
+//!
+//! # Arbitration
+//!
+//! Round robin, which every controller has (Base 3.4.4.1, CAP.AMS = 0). Each queue has a worker, all take turns on the
+//! host's processors, and none goes before another: that is what round robin promises, which knows no order between
+//! the commands of two queues. Arbitration Burst is a recommendation; the weights, and the priorities with which queues
+//! are created, belong to weighted round robin and have no effect. Weighted round robin would need one place that
+//! launches the commands of all queues, and workers that wait for it.
+//!
 //! # Not implemented
 //!
 //! SGLs for metadata or with keys and offsets, metadata behind each block's data (extended LBAs), metadata of other than
 //! 8 bytes, protection information of types 2 and 3 and with guards of other than 16 bits, copies between namespaces,
-//! reservations, shared namespaces, directives, data that is partly in the CMB, the loss of what a write cache holds (a
-//! power cut keeps every write that the host's kernel keeps), the loss of the link in an NVM Subsystem Reset, weighted
-//! round robin, discontiguous queues, page sizes other than 4 KiB, command sets other than NVM. A worker executes one
-//! command at a time.
+//! reservations, shared namespaces, directives, data that is partly in the CMB, the loss of the link in an NVM Subsystem
+//! Reset, weighted round robin, discontiguous queues, page sizes other than 4 KiB, command sets other than NVM. A worker
+//! executes one command at a time.
 //!
 //! Of the admin commands: cryptographic erase of Format NVM and Sanitize; keeping blocks allocated, of Sanitize, which
 //! leaves the CMB and the files of deleted namespaces as they are, and lets the host enable the PMR meanwhile; boot
-//! partitions; Keep Alive, Host Identifier, Persistent Event Log, security, NVMe-MI, virtualization. Abort finds
+//! partitions; Host Identifier, Persistent Event Log, security, NVMe-MI, virtualization. Abort finds
 //! commands that wait to be executed, and none that a host has queued. The parameter of an Error Information entry is
-//! unknown. Saved features, firmware and what the logs count live as long as the controller's process, over every reset
-//! and loss of power within it.
+//! unknown. No Keep Alive (KAS = 0), which the PCIe transport leaves to the controller: a host learns from a register
+//! that its controller is there, and the controller from the bus that its host is not. Saved features, firmware and what
+//! the logs count live as long as the controller's process, over every reset and loss of power within it.
 
 mod admin;
 mod background;
@@ -90,10 +102,11 @@ mod trace;
 mod transfer;
 mod window;
 mod worker;
+mod write_cache;
 
 pub use config::{
-    Backing, CmbConfig, CmbScheme, MAX_IO_QUEUES, Metadata, NamespaceConfig, NvmeConfig, NvmeError,
-    PmrBacking, PmrConfig,
+    Backing, CmbConfig, CmbScheme, MAX_IO_QUEUES, MIN_WRITE_CACHE, Metadata, NamespaceConfig,
+    NvmeConfig, NvmeError, PmrBacking, PmrConfig, WriteCacheConfig,
 };
 pub use controller::NvmeController;
 pub use faults::{Fault, FaultEffect, FaultId, Faults};

@@ -129,14 +129,15 @@ impl Core {
         }
     }
 
-    /// The power fails and comes back. What was flushed is there. So is what was not: the namespaces' files have
-    /// every write at once, and whether the host's page cache loses it is the host's affair. The CMB has nothing
-    /// to keep it. `prepared`: the host had shut the controller down, or had not begun with it.
+    /// The power fails and comes back. What was flushed is there. So is what was not, unless there is a write cache that
+    /// forgets: the namespaces' files have every write at once, and whether the host's page cache loses it is the host's
+    /// affair. The CMB has nothing to keep it. `prepared`: the host had shut the controller down, or had not begun with it.
     pub(crate) fn power_cut(&mut self, shared: &Arc<Shared>, port: Option<&Port>, prepared: bool) {
         shared.health.power_off(prepared);
         shared.self_test.background.end();
         shared.sanitize.background.end();
         self.start_over(shared, port, false);
+        shared.lose_unflushed();
         if let Some(Err(error)) = shared.cmb.as_ref().map(|cmb| cmb.memory.clear()) {
             tracing::error!(%error, "the CMB keeps its content over the power cut");
         }

@@ -7,6 +7,7 @@ use std::sync::{Arc, RwLock};
 use crate::locks::{read, write};
 use crate::namespace::{Format, Medium, Namespace};
 use crate::spec::status::Status;
+use crate::write_cache::WriteCache;
 
 /// NN: the highest NSID.
 pub(crate) const MAX_NAMESPACES: u32 = 256;
@@ -18,6 +19,7 @@ pub(crate) struct Namespaces {
     table: RwLock<Table>,
     /// TNVMCAP: bytes of all namespaces and of what is left for more.
     capacity: u64,
+    cache: Option<Arc<WriteCache>>,
 }
 
 #[derive(Debug)]
@@ -66,11 +68,15 @@ impl Table {
 
 impl Namespaces {
     /// Those of a new controller, all attached, and `unallocated` bytes for more.
-    pub(crate) fn new(namespaces: impl IntoIterator<Item = Namespace>, unallocated: u64) -> Self {
+    pub(crate) fn new(
+        namespaces: impl IntoIterator<Item = Namespace>,
+        unallocated: u64,
+        cache: Option<Arc<WriteCache>>,
+    ) -> Self {
         let slot = |ns: Namespace| Slot {
             attached: true,
             size: ns.size(),
-            namespace: Some(Arc::new(ns)),
+            namespace: Some(Arc::new(ns.cached(cache.clone()))),
         };
         let table = Table {
             slots: namespaces
@@ -82,6 +88,7 @@ impl Namespaces {
         Self {
             capacity: table.allocated().saturating_add(unallocated),
             table: RwLock::new(table),
+            cache,
         }
     }
 
@@ -167,7 +174,7 @@ impl Namespaces {
         let slot = Slot {
             attached: false,
             size,
-            namespace: Some(Arc::new(namespace)),
+            namespace: Some(Arc::new(namespace.cached(self.cache.clone()))),
         };
         table.slots.insert(nsid, slot);
         Ok(nsid)
@@ -176,9 +183,11 @@ impl Namespaces {
     /// Deletes the namespace `nsid`, attached or not. Commands in flight end on what they hold; a file stays.
     pub(crate) fn delete(&self, nsid: u32) -> Result<(), Status> {
         let mut table = write(&self.table);
-        if table.slot(nsid)?.ready()?.read_only {
+        let namespace = table.slot(nsid)?.ready()?;
+        if namespace.read_only {
             return Err(Status::WRITE_PROTECTED);
         }
+        namespace.forget_cached();
         table.slots.remove(&nsid);
         Ok(())
     }
@@ -229,7 +238,7 @@ mod tests {
 
     fn namespaces(unallocated: u64) -> Namespaces {
         let ns = |nsid| Namespace::open(nsid, &NamespaceConfig::memory(1 << 20)).unwrap();
-        Namespaces::new([ns(1), ns(2)], unallocated)
+        Namespaces::new([ns(1), ns(2)], unallocated, None)
     }
 
     fn format(bits: u32) -> Format {
@@ -312,7 +321,7 @@ mod tests {
         let path = dir.path().join("disk");
         std::fs::write(&path, [7; 8192]).unwrap();
         let ns = Namespace::open(1, &NamespaceConfig::file(&path)).unwrap();
-        let all = Namespaces::new([ns], 0);
+        let all = Namespaces::new([ns], 0, None);
         std::fs::create_dir(dir.path().join("disk.meta")).unwrap();
         assert_eq!(all.format(1, format(3)), Err(Status::WRITE_FAULT));
         let left = all.get(1).unwrap();

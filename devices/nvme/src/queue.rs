@@ -209,6 +209,9 @@ pub(crate) struct CompletionQueue {
     post: Mutex<PostState>,
     /// The head, where the host writes it into its memory.
     shadow: Shadow,
+    /// Held from a look at it until the head has followed: of two workers that look, the one that has seen less must
+    /// not follow last.
+    looking: Mutex<()>,
     /// Apart from the lock: a doorbell write must not wait for a post's DMA (see `Endpoint`).
     head: AtomicU32,
     tail: AtomicU32,
@@ -258,6 +261,7 @@ impl CompletionQueue {
                 reserved: 0,
             }),
             shadow: Shadow::default(),
+            looking: Mutex::default(),
             head: AtomicU32::new(0),
             tail: AtomicU32::new(0),
             starved: AtomicBool::new(false),
@@ -377,6 +381,10 @@ impl CompletionQueue {
 
     /// Looks at the shadow doorbell; `false` where there is none.
     fn look(&self, dma: &Dma, trace: &Trace) -> Result<bool, ShadowError> {
+        if !self.shadow.is_used() {
+            return Ok(false);
+        }
+        let _looking = crate::locks::lock(&self.looking);
         let Some(head) = self.shadow.look(dma, trace)? else {
             return Ok(false);
         };

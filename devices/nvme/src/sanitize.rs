@@ -274,6 +274,8 @@ fn perform(shared: &Shared, overwrite: Overwrite, signal: &Signal) -> Result<(),
         pmr.erase()?;
     }
     let namespaces = shared.namespaces.all_allocated();
+    // What blocks held before is not to come back.
+    namespaces.iter().for_each(|ns| ns.forget_cached());
     let size: u128 = namespaces.iter().map(|ns| u128::from(ns.bytes())).sum();
     // Erasing is the last pass.
     let all = size * (u128::from(overwrite.passes) + 1);

@@ -219,3 +219,41 @@ fn a_trapped_cmb_excludes_them() {
     let refused = Err(Status(Status::INVALID_OPCODE.code()));
     assert_eq!(configure(&mut d, pages, pages + 4096), refused);
 }
+
+/// Two submission queues with one completion queue, which is full most of the time: their workers look at its head at
+/// once, and none takes it back to what another one has passed. That would be an Invalid Doorbell Write Value.
+#[test]
+fn workers_that_share_a_completion_queue_agree_on_its_head() {
+    let mut rig = Rig::new();
+    let (mut d, _event) = plug(&mut rig);
+    d.create_queues(2, 4, None).unwrap();
+    // Queue 3 completes where queue 2 does.
+    let sq = d.pages(1);
+    let mut create = Command {
+        opcode: admin::CREATE_IO_SQ,
+        prp1: sq.into(),
+        ..Command::default()
+    };
+    (create.cdw10, create.cdw11) = ((3u32 | 15 << 16).into(), (1u32 | 2 << 16).into());
+    d.admin(create).unwrap();
+    let mut third = d.queue(2).clone();
+    (third.id, third.sq, third.entries, third.tail) = (3, sq, 16, 0);
+    d.io_queues.push(third);
+    use_shadows(&mut d);
+    let buffer = d.pages(1);
+    for _ in 0..4000 {
+        for index in [2, 3] {
+            for _ in 0..3 {
+                let read = d.transfer(2, 0, 1, buffer);
+                d.push(index, read);
+            }
+        }
+        d.ring_doorbell(2);
+        d.ring_doorbell(3);
+        for _ in 0..6 {
+            assert!(d.complete(2).status().is_success());
+        }
+    }
+    let errors = d.log_page(1, 8);
+    assert_eq!(errors, [0; 8], "an error was logged");
+}

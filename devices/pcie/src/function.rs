@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use crate::config::{CONFIG_SPACE_SIZE, ConfigSpace, DecodeState, memory_request_header};
 use crate::endpoint::{BarBacking, BarDeclaration, Declaration, Endpoint, ResetKind};
 use crate::host_memory::{HostMemory, MAX_MAPPINGS};
+use crate::mistakes::Mistakes;
 use crate::msix::{Delivery, Msix, MsixControl, Structure, signal};
 
 #[cfg(test)]
@@ -92,6 +93,8 @@ struct Intx {
     /// By config space: not disabled, no MSI-X in its place, in D0, link up.
     enabled: bool,
     trigger: Option<File>,
+    /// Eventfds that did not work.
+    mistakes: Mistakes,
 }
 
 impl Intx {
@@ -108,7 +111,7 @@ impl Intx {
             return;
         }
         if let Some(trigger) = &self.trigger {
-            self.masked = signal(trigger);
+            self.masked = signal(trigger, &self.mistakes);
         }
     }
 }

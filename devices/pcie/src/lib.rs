@@ -37,6 +37,7 @@ pub mod function;
 pub(crate) mod host_memory;
 mod link;
 pub mod memory;
+mod mistakes;
 pub(crate) mod msix;
 pub mod port;
 mod refusal;
@@ -54,6 +55,7 @@ pub use endpoint::{
 pub use fabric::{Fabric, FabricBuilder, FabricError};
 pub use function::{Access, Function, MapError, OutOfBounds};
 pub use memory::{BarMemory, DmaBuffers};
+pub use mistakes::Mistakes;
 pub use port::{DmaError, DmaRange, Port};
 pub use sparse::SparseMemory;
 pub use tlp::{Tally, TlpClass, TlpKind};

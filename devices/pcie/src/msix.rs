@@ -14,6 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::config::{pba_length, table_length};
 use crate::endpoint::MsixDeclaration;
 use crate::function::OutOfBounds;
+use crate::mistakes::Mistakes;
 
 /// Length of a table entry in bytes: message address, upper address, data, vector control.
 const ENTRY: usize = 16;
@@ -69,6 +70,8 @@ struct State {
     /// The Pending Bit Array, as the guest reads it.
     pending: Vec<u8>,
     triggers: Vec<Option<File>>,
+    /// Eventfds that did not work.
+    mistakes: Mistakes,
 }
 
 impl Msix {
@@ -81,6 +84,7 @@ impl Msix {
             table_written: false,
             pending: vec![0; usize::try_from(pba_length(vectors)).unwrap_or_default()],
             triggers: (0..vectors).map(|_| None).collect(),
+            mistakes: Mistakes::default(),
         };
         state.reset();
         Self {
@@ -264,7 +268,8 @@ impl State {
             return Delivery::Disabled;
         }
         let blocked = self.control.function_masked || self.is_masked(vector);
-        let sent = !blocked && trigger.as_ref().is_some_and(signal);
+        let signalled = |trigger| signal(trigger, &self.mistakes);
+        let sent = !blocked && trigger.as_ref().is_some_and(signalled);
         self.set_pending(vector, !sent);
         if sent {
             Delivery::Sent
@@ -288,12 +293,14 @@ impl State {
 
 /// Adds one to an eventfd; `false` where nobody will see it. A full counter is an interrupt that is
 /// already on its way.
-pub(crate) fn signal(mut trigger: &File) -> bool {
+pub(crate) fn signal(mut trigger: &File, mistakes: &Mistakes) -> bool {
     match trigger.write_all(&1u64.to_ne_bytes()) {
         Ok(()) => true,
         Err(error) if error.kind() == ErrorKind::WouldBlock => true,
         Err(error) => {
-            tracing::warn!(%error, "an interrupt's eventfd does not take it");
+            if mistakes.is_worth_a_line() {
+                tracing::warn!(%error, "an interrupt's eventfd does not take it");
+            }
             false
         }
     }

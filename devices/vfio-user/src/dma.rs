@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::VFIO_DMA_UNMAP_FLAG_ALL;
 use vfio_user::DmaMapFlags;
 
+use crate::server::Status;
 use crate::session::{check_argsz, exactly};
 use crate::stream::Outbox;
 use crate::target::Target;
@@ -14,7 +15,12 @@ use crate::wire;
 
 /// Without a descriptor the range is another device's BAR, or memory that QEMU cannot share: remembered
 /// as not ours to touch.
-pub(crate) fn map(target: &dyn Target, payload: &[u8], fds: Vec<OwnedFd>) -> Result<(), Errno> {
+pub(crate) fn map(
+    target: &dyn Target,
+    status: &Status,
+    payload: &[u8],
+    fds: Vec<OwnedFd>,
+) -> Result<(), Errno> {
     let request: wire::DmaMap = exactly(payload)?;
     check_argsz::<wire::DmaMap>(request.argsz)?;
     let flags = DmaMapFlags::from_bits_retain(request.flags);
@@ -40,12 +46,17 @@ pub(crate) fn map(target: &dyn Target, payload: &[u8], fds: Vec<OwnedFd>) -> Res
     );
     target
         .map_host_memory(request.address, request.size, access, file, request.offset)
-        .map_err(|error| refused(target, &error))
+        .map_err(|error| refused(target, status, &error))
 }
 
 /// The flag of vfio-bindings, not of crate vfio_user 0.1.7, whose `DmaUnmapFlags` are one bit too high
 /// (vfio-user specification 0.9.1, VFIO_USER_DMA_UNMAP, and QEMU: bit 0 dirty pages, bit 1 all).
-pub(crate) fn unmap(target: &dyn Target, payload: &[u8], outbox: &mut Outbox) -> Result<(), Errno> {
+pub(crate) fn unmap(
+    target: &dyn Target,
+    status: &Status,
+    payload: &[u8],
+    outbox: &mut Outbox,
+) -> Result<(), Errno> {
     let request: wire::DmaUnmap = exactly(payload)?;
     check_argsz::<wire::DmaUnmap>(request.argsz)?;
     tracing::debug!(
@@ -59,7 +70,7 @@ pub(crate) fn unmap(target: &dyn Target, payload: &[u8], outbox: &mut Outbox) ->
     match request.flags {
         0 => target
             .unmap_host_memory(request.address, request.size)
-            .map_err(|error| refused(target, &error))?,
+            .map_err(|error| refused(target, status, &error))?,
         VFIO_DMA_UNMAP_FLAG_ALL if request.address == 0 && request.size == 0 => {
             target.unmap_all_host_memory();
         }
@@ -79,8 +90,10 @@ fn check_pages(address: u64, size: u64) -> Result<(), Errno> {
     }
 }
 
-fn refused(target: &dyn Target, error: &MapError) -> Errno {
-    tracing::warn!(function = target.name(), %error, "host memory was refused");
+fn refused(target: &dyn Target, status: &Status, error: &MapError) -> Errno {
+    if status.mistakes.is_worth_a_line() {
+        tracing::warn!(function = target.name(), %error, "host memory was refused");
+    }
     match error {
         MapError::BadRange | MapError::FileTooShort | MapError::NotSealed => Errno::INVAL,
         MapError::Overlap => Errno::EXIST,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use p2plab_pcie::Function;
+use p2plab_pcie::{Function, Mistakes};
 use rustix::io::Errno;
 
 use crate::address::{Listener, SocketAddress};
@@ -62,6 +62,8 @@ fn is_shortage(error: &io::Error) -> bool {
 pub(crate) struct Status {
     state: Mutex<State>,
     changed: Condvar,
+    /// What clients did wrong, one after the other: each connection is worth as few lines as its messages.
+    pub(crate) mistakes: Mistakes,
 }
 
 #[derive(Debug, Default)]
@@ -337,7 +339,7 @@ fn serve(target: &dyn Target, status: &Status, stream: &UnixStream) {
     let ended = Session::run(target, status, stream);
     if status.lock().stopping || matches!(ended, Ended::Closed) {
         tracing::debug!(function = target.name(), "vfio-user client gone");
-    } else {
+    } else if status.mistakes.is_worth_a_line() {
         tracing::warn!(function = target.name(), reason = %ended, "vfio-user connection lost");
     }
     // Before the reset, so that a client that left a request behind is not kept waiting for it.

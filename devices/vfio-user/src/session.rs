@@ -136,8 +136,8 @@ impl<'a> Session<'a> {
             return region::write_multiple(self.target, payload).map(|()| None);
         }
         match known {
-            Some(Command::DmaMap) => dma::map(self.target, payload, fds)?,
-            Some(Command::DmaUnmap) => dma::unmap(self.target, payload, outbox)?,
+            Some(Command::DmaMap) => dma::map(self.target, self.status, payload, fds)?,
+            Some(Command::DmaUnmap) => dma::unmap(self.target, self.status, payload, outbox)?,
             Some(Command::DeviceGetInfo) => device_info(payload, outbox)?,
             Some(Command::DeviceGetRegionInfo) => {
                 return region::info(self.target, payload, limits, outbox);

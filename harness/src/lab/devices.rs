@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use p2plab_nvme::{
-    Backing, CmbConfig, Metadata, NamespaceConfig, NvmeConfig, NvmeController, PmrBacking,
-    PmrConfig,
+    Backing, CmbConfig, NamespaceConfig, NvmeConfig, NvmeController, PmrBacking, PmrConfig,
 };
 use p2plab_pcie::{CpuAccess, Endpoint, Fabric, FabricBuilder, FabricError, Function, Traffic};
 use p2plab_vfio_user::{Server, SocketAddress};
@@ -261,6 +260,7 @@ fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
     let mut config = NvmeConfig::new(options.serial.clone().unwrap_or_else(|| name.to_owned()));
     config.namespaces = options.namespaces.iter().map(namespace_config).collect();
     config.unallocated = options.unallocated;
+    config.write_cache = options.write_cache;
     config.io_queues = options.io_queues;
     config.msix = options.interrupts == topology::Interrupts::MsiX;
     config.cmb = options.cmb.map(|cmb| CmbConfig {
@@ -278,7 +278,8 @@ fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
     });
     config.pmr = options.pmr.as_ref().map(|pmr| PmrConfig {
         backing: match &pmr.backing {
-            topology::Backing::Memory => PmrBacking::Memory,
+            // The check of a topology lets no other pass.
+            topology::Backing::Memory | topology::Backing::Null => PmrBacking::Memory,
             topology::Backing::File { path, create } => PmrBacking::File {
                 path: path.clone(),
                 create: *create,
@@ -288,6 +289,8 @@ fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
         rds: pmr.read_data,
         wds: pmr.write_data,
         ready_after: pmr.ready_after,
+        elasticity_buffer: pmr.elasticity_buffer,
+        sustained_throughput: pmr.sustained_throughput,
         ..PmrConfig::memory(pmr.size)
     });
     config.faults.clone_from(&options.faults);
@@ -297,6 +300,7 @@ fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
 fn namespace_config(options: &NamespaceOptions) -> NamespaceConfig {
     let backing = match &options.backing {
         topology::Backing::Memory => Backing::Memory { size: options.size },
+        topology::Backing::Null => Backing::Null { size: options.size },
         topology::Backing::File { path, create } => Backing::File {
             path: path.clone(),
             size: Some(options.size),
@@ -307,7 +311,7 @@ fn namespace_config(options: &NamespaceOptions) -> NamespaceConfig {
         backing,
         block_size: options.block_size,
         read_only: options.read_only,
-        metadata: Metadata::None,
+        metadata: options.metadata,
     }
 }
 

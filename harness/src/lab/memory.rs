@@ -15,7 +15,7 @@ fn needed(topology: &Topology) -> u64 {
             let DeviceOptions::Nvme(nvme) = &endpoint.device;
             let in_memory = |backing: &Backing, size| match backing {
                 Backing::Memory => size,
-                Backing::File { .. } => 0,
+                Backing::File { .. } | Backing::Null => 0,
             };
             let blocks = nvme
                 .namespaces
@@ -26,7 +26,9 @@ fn needed(topology: &Topology) -> u64 {
                 .pmr
                 .as_ref()
                 .map(|pmr| in_memory(&pmr.backing, pmr.size));
-            blocks.chain(cmb).chain(pmr).fold(0, u64::saturating_add)
+            let cache = nvme.write_cache.map(|cache| cache.size);
+            let all = blocks.chain(cmb).chain(pmr).chain(cache);
+            all.fold(0, u64::saturating_add)
         })
         .fold(0, u64::saturating_add);
     devices

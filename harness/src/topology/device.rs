@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use p2plab_nvme::{CmbScheme, Fault};
+use p2plab_nvme::{CmbScheme, Fault, Metadata, WriteCacheConfig};
 use p2plab_pcie::CpuAccess;
 
 /// A device with its options. NVRAM cards and RDMA NICs will be further variants.
@@ -35,6 +35,8 @@ pub enum Backing {
         /// Create it, sparse and of the namespace's size, where it does not exist.
         create: bool,
     },
+    /// Nowhere: a namespace that reads as zeros and drops what is written, for benchmarks. A PMR cannot have it.
+    Null,
 }
 
 /// How an endpoint interrupts the guest.
@@ -67,6 +69,8 @@ pub struct NvmeOptions {
     pub namespaces: Vec<NamespaceOptions>,
     /// Bytes for namespaces that the guest creates. They are in sparse memory, and gone with the lab.
     pub unallocated: u64,
+    /// A write cache that loses what it holds with the power, if any; without one a power cut keeps every write.
+    pub write_cache: Option<WriteCacheConfig>,
     /// Controller Memory Buffer, if any.
     pub cmb: Option<CmbOptions>,
     /// Persistent Memory Region, if any.
@@ -92,6 +96,9 @@ pub struct NamespaceOptions {
     pub read_only: bool,
     /// Logical block size in bytes: 512 or 4096.
     pub block_size: u32,
+    /// What each block carries besides its data: nothing, 8 bytes, or 8 bytes of protection information of type 1. With
+    /// a file it is in a second one beside it, `FILE.meta`.
+    pub metadata: Metadata,
 }
 
 impl NamespaceOptions {
@@ -102,6 +109,15 @@ impl NamespaceOptions {
             backing: Backing::Memory,
             read_only: false,
             block_size: 512,
+            metadata: Metadata::None,
+        }
+    }
+
+    /// A namespace of `size` bytes that keeps nothing.
+    pub fn null(size: u64) -> Self {
+        Self {
+            backing: Backing::Null,
+            ..Self::memory(size)
         }
     }
 
@@ -159,6 +175,11 @@ pub struct PmrOptions {
     pub write_data: bool,
     /// Time from PMRCTL.EN until it is ready, at most 120 s.
     pub ready_after: Duration,
+    /// PMREBS, the size of its elasticity buffer in bytes; 0 says nothing of it. The model has none: it is what the
+    /// guest reads.
+    pub elasticity_buffer: u64,
+    /// PMRSWTP, its sustained write throughput in bytes a second; 0 says nothing of it. Nothing is slowed down to it.
+    pub sustained_throughput: u64,
 }
 
 impl PmrOptions {
@@ -171,6 +192,8 @@ impl PmrOptions {
             read_data: true,
             write_data: true,
             ready_after: Duration::ZERO,
+            elasticity_buffer: 0,
+            sustained_throughput: 0,
         }
     }
 
@@ -211,10 +234,16 @@ impl NvmeOptions {
         Self::new(NamespaceOptions::file(path, size))
     }
 
+    /// An SSD of `size` bytes that keeps nothing: for benchmarks of everything else.
+    pub fn null(size: u64) -> Self {
+        Self::new(NamespaceOptions::null(size))
+    }
+
     fn new(namespace: NamespaceOptions) -> Self {
         Self {
             namespaces: vec![namespace],
             unallocated: 0,
+            write_cache: None,
             cmb: None,
             pmr: None,
             faults: Vec::new(),
@@ -258,6 +287,28 @@ impl NvmeOptions {
     #[must_use]
     pub fn block_size(self, bytes: u32) -> Self {
         self.last(|namespace| namespace.block_size = bytes)
+    }
+
+    /// Lets each block of the last namespace carry metadata.
+    #[must_use]
+    pub fn metadata(self, metadata: Metadata) -> Self {
+        self.last(|namespace| namespace.metadata = metadata)
+    }
+
+    /// Adds a write cache of `bytes` that loses all that it holds with the power.
+    #[must_use]
+    pub fn write_cache(self, bytes: u64) -> Self {
+        self.write_cache_with(WriteCacheConfig {
+            size: bytes,
+            survivors: None,
+        })
+    }
+
+    /// Adds a write cache with options.
+    #[must_use]
+    pub fn write_cache_with(mut self, cache: WriteCacheConfig) -> Self {
+        self.write_cache = Some(cache);
+        self
     }
 
     fn last(mut self, change: impl FnOnce(&mut NamespaceOptions)) -> Self {

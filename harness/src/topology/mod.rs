@@ -37,7 +37,7 @@ pub use device::{
     Backing, CmbOptions, DeviceOptions, Interrupts, NamespaceOptions, Nvme, NvmeOptions, PmrOptions,
 };
 /// How a guest finds a CMB, and what commands may meet: the NVMe model's own.
-pub use p2plab_nvme::{CmbScheme, Fault, FaultEffect};
+pub use p2plab_nvme::{CmbScheme, Fault, FaultEffect, Metadata, WriteCacheConfig};
 
 pub use error::{Place, TopologyError, TopologyFault};
 pub use sizes::{GIB, KIB, MIB};

@@ -5,7 +5,7 @@
 
 mod nvme;
 
-pub(super) use nvme::EFFECTS;
+pub(super) use nvme::{EFFECTS, METADATA};
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -183,10 +183,13 @@ device = "nvme"
 namespaces = [
     { size = "1GiB" },
     { size = "2GiB", file = "/disk", create = true, block_size = 4096, read_only = true },
+    { size = "3GiB", null = true, metadata = "protection" },
 ]
 unallocated = "4GiB"
+write_cache = "32MiB"
+write_cache_seed = 7
 cmb = { size = "64MiB", offset = "2MiB", cqs = false, wds = false, cdpcils = false }
-pmr = { size = "16MiB", file = "/pmr", create = true, cpu = "mapped", ready_after = "250ms" }
+pmr = { size = "16MiB", file = "/pmr", create = true, cpu = "mapped", ready_after = "250ms", pmrebs = "64KiB", pmrswtp = "1GiB" }
 faults = [
     { opcode = "write", lba = [0, 99], status = "write-fault", count = 3, after = 10 },
     { queue = "admin", opcode = "identify", delay = "2s" },
@@ -210,13 +213,21 @@ fn every_option_of_an_ssd_can_be_said_in_both_forms() {
         .create()
         .block_size(4096)
         .read_only()
+        .namespace(NamespaceOptions::null(3 * GIB))
+        .metadata(Metadata::Protection)
         .unallocated(4 * GIB)
+        .write_cache_with(WriteCacheConfig {
+            size: 32 * MIB,
+            survivors: Some(7),
+        })
         .cmb_with(cmb)
-        .pmr(
-            PmrOptions::file("/pmr", 16 * MIB)
+        .pmr(PmrOptions {
+            elasticity_buffer: 64 * KIB,
+            sustained_throughput: GIB,
+            ..PmrOptions::file("/pmr", 16 * MIB)
                 .mapped()
-                .ready_after(Duration::from_millis(250)),
-        )
+                .ready_after(Duration::from_millis(250))
+        })
         .fault(fault(FaultEffect::Status(Status::WRITE_FAULT), |f| {
             (f.opcode, f.lba) = (Some(1), Some(0..=99));
             (f.count, f.after) = (Some(3), 10);
@@ -264,7 +275,47 @@ fn mistakes_in_an_ssd_are_named_with_their_place_and_their_cure() {
         (
             "\"4GiB\"",
             "\"1025TiB\"",
-            "lab.toml:13:15: `unallocated` is 1025TiB, it must be 0 to 1024TiB",
+            "lab.toml:14:15: `unallocated` is 1025TiB, it must be 0 to 1024TiB",
+        ),
+        (
+            "metadata = \"protection\"",
+            "metadata = \"pi\"",
+            "lab.toml:12:46: `pi` is not a value of `metadata`; valid are `none`, `plain`",
+        ),
+        (
+            "null = true",
+            "null = true, file = \"x\"",
+            "lab.toml:12:29: `null` and `file` do not go together",
+        ),
+        (
+            "\"32MiB\"",
+            "\"4KiB\"",
+            "lab.toml:15:15: `write_cache` is 4KiB, it must be 64KiB to 16GiB",
+        ),
+        (
+            "write_cache = \"32MiB\"\n",
+            "",
+            "`write_cache_seed` needs `write_cache`",
+        ),
+        (
+            "write_cache_seed = 7",
+            "write_cache_seed = -7",
+            "`write_cache_seed` must be a small whole number",
+        ),
+        (
+            "\"64KiB\"",
+            "\"1073741825\"",
+            "`pmrebs` = `1073741825`: use fewer digits",
+        ),
+        (
+            "pmrswtp = \"1GiB\"",
+            "pmrswtp = \"1GiB/s\"",
+            "`pmrswtp`: `1GiB/s` is not a size",
+        ),
+        (
+            "file = \"/pmr\", create = true",
+            "null = true",
+            "a pmr has no field `null`",
         ),
         (
             "offset = \"2MiB\"",
@@ -301,7 +352,7 @@ fn mistakes_in_an_ssd_are_named_with_their_place_and_their_cure() {
         (
             "\"write\"",
             "\"wite\"",
-            "lab.toml:17:16: `wite` is not a value of `opcode`; did you mean `write`",
+            "lab.toml:20:16: `wite` is not a value of `opcode`; did you mean `write`",
         ),
         (
             "\"write-fault\"",
@@ -326,7 +377,7 @@ fn mistakes_in_an_ssd_are_named_with_their_place_and_their_cure() {
         (
             "status = 0x4002",
             "nsid = 1",
-            "lab.toml:20:5: a fault needs the field `status`",
+            "lab.toml:23:5: a fault needs the field `status`",
         ),
         (
             "status = 0x4002",
@@ -351,9 +402,9 @@ fn mistakes_in_an_ssd_are_named_with_their_place_and_their_cure() {
         (
             "queue = 2",
             "queue = 9",
-            "lab.toml:16:10: `queue` is 9, it must be 0 to 8",
+            "lab.toml:19:10: `queue` is 9, it must be 0 to 8",
         ),
-        ("nsid = 2", "nsid = 3", "`nsid` is 3, it must be 1 to 2"),
+        ("nsid = 2", "nsid = 4", "`nsid` is 4, it must be 1 to 3"),
         (
             "opcode = \"identify\"",
             "lba = [0, 1]",
@@ -470,14 +521,28 @@ fn any_backing() -> impl Strategy<Value = Backing> {
 
 fn any_namespace() -> impl Strategy<Value = NamespaceOptions> {
     let block_size = prop_oneof![Just(512), Just(4096)];
-    (256u64..1 << 20, any_backing(), any::<bool>(), block_size).prop_map(
-        |(blocks, backing, read_only, block_size)| NamespaceOptions {
-            size: blocks * 4096,
-            backing,
-            read_only,
-            block_size,
-        },
+    let metadata = prop_oneof![
+        Just(Metadata::None),
+        Just(Metadata::Plain),
+        Just(Metadata::Protection)
+    ];
+    let backing = prop_oneof![any_backing(), Just(Backing::Null)];
+    (
+        256u64..1 << 20,
+        backing,
+        any::<bool>(),
+        block_size,
+        metadata,
     )
+        .prop_map(
+            |(blocks, backing, read_only, block_size, metadata)| NamespaceOptions {
+                size: blocks * 4096,
+                backing,
+                read_only,
+                block_size,
+                metadata,
+            },
+        )
 }
 
 fn any_cmb() -> impl Strategy<Value = CmbOptions> {
@@ -500,10 +565,14 @@ fn any_cmb() -> impl Strategy<Value = CmbOptions> {
 
 fn any_pmr() -> impl Strategy<Value = PmrOptions> {
     let time = (0u64..120_000_000_000).prop_map(Duration::from_nanos);
-    (21u32..28, any_backing(), any::<[bool; 3]>(), time).prop_map(
-        |(shift, backing, [mapped, rds, wds], time)| {
+    let scaled = || (0u64..1 << 24, 0u32..=3).prop_map(|(value, unit)| value << (10 * unit));
+    let claims = (scaled(), scaled());
+    (21u32..28, any_backing(), any::<[bool; 3]>(), time, claims).prop_map(
+        |(shift, backing, [mapped, rds, wds], time, (elasticity_buffer, sustained_throughput))| {
             let pmr = PmrOptions {
                 backing,
+                elasticity_buffer,
+                sustained_throughput,
                 read_data: rds,
                 write_data: wds,
                 ..PmrOptions::memory(1 << shift).ready_after(time)
@@ -552,7 +621,10 @@ fn any_nvme() -> impl Strategy<Value = NvmeOptions> {
     use proptest::option::of;
     (
         vec(any_namespace(), 1..4),
-        0..=1u64 << 50,
+        (
+            0..=1u64 << 50,
+            of((64 * KIB..16 * GIB, of(0..i64::MAX as u64))),
+        ),
         of(any_cmb()),
         of(any_pmr()),
         vec(any_fault(), 0..3),
@@ -564,7 +636,7 @@ fn any_nvme() -> impl Strategy<Value = NvmeOptions> {
         .prop_map(
             |(
                 namespaces,
-                unallocated,
+                (unallocated, write_cache),
                 mut cmb,
                 pmr,
                 faults,
@@ -579,6 +651,8 @@ fn any_nvme() -> impl Strategy<Value = NvmeOptions> {
                 NvmeOptions {
                     namespaces,
                     unallocated,
+                    write_cache: write_cache
+                        .map(|(size, survivors)| WriteCacheConfig { size, survivors }),
                     cmb,
                     pmr,
                     faults,

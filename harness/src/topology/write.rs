@@ -9,7 +9,7 @@ use p2plab_pcie::CpuAccess;
 use super::device::{
     Backing, CmbOptions, DeviceOptions, NamespaceOptions, NvmeOptions, PmrOptions,
 };
-use super::read::EFFECTS;
+use super::read::{EFFECTS, METADATA};
 use super::{EndpointOptions, Guest, Topology};
 use super::{sizes, times};
 
@@ -75,6 +75,12 @@ fn write_nvme(text: &mut String, options: &NvmeOptions) {
         several => field(text, "namespaces", tables(several.iter().map(namespace))),
     }
     field(text, "unallocated", size(options.unallocated));
+    if let Some(cache) = &options.write_cache {
+        field(text, "write_cache", size(cache.size));
+        if let Some(seed) = cache.survivors {
+            field(text, "write_cache_seed", seed);
+        }
+    }
     field(text, "io_queues", options.io_queues);
     field(text, "interrupts", quoted(options.interrupts.word()));
     if let Some(serial) = &options.serial {
@@ -98,12 +104,14 @@ fn namespace(options: &NamespaceOptions) -> Pairs {
     pairs.extend(backing(&options.backing));
     pairs.push(("read_only", options.read_only.to_string()));
     pairs.push(("block_size", options.block_size.to_string()));
+    pairs.push(("metadata", named(METADATA, options.metadata)));
     pairs
 }
 
 fn backing(backing: &Backing) -> Pairs {
     match backing {
         Backing::Memory => Vec::new(),
+        Backing::Null => vec![("null", true.to_string())],
         Backing::File { path, create } => {
             vec![("file", quoted_path(path)), ("create", create.to_string())]
         }
@@ -149,6 +157,8 @@ fn pmr(options: &PmrOptions) -> Pairs {
     pairs.push(("rds", options.read_data.to_string()));
     pairs.push(("wds", options.write_data.to_string()));
     pairs.push(("ready_after", quoted(&times::format(options.ready_after))));
+    pairs.push(("pmrebs", size(options.elasticity_buffer)));
+    pairs.push(("pmrswtp", size(options.sustained_throughput)));
     pairs
 }
 
@@ -168,12 +178,15 @@ fn fault(fault: &Fault) -> Pairs {
     pairs.push(match fault.effect {
         FaultEffect::Status(status) => ("status", status.0.to_string()),
         FaultEffect::Delay(time) => ("delay", quoted(&times::format(time))),
-        effect => {
-            let named = EFFECTS.iter().find(|(_, named)| *named == effect);
-            ("effect", quoted(named.map_or("", |(name, _)| name)))
-        }
+        effect => ("effect", named(EFFECTS, effect)),
     });
     pairs
+}
+
+/// What `value` is called.
+fn named<T: PartialEq>(names: &[(&str, T)], value: T) -> String {
+    let found = names.iter().find(|(_, named)| *named == value);
+    quoted(found.map_or("", |(name, _)| name))
 }
 
 fn table(pairs: Pairs) -> String {

@@ -48,7 +48,7 @@ pub(super) fn compare(
     transfer: &mut Transfer,
 ) -> Result<(), Status> {
     let extent = data_extent(shared, ns, command)?;
-    settle(ns, command)?;
+    settle(ns, command, &extent)?;
     refuse_if_unreadable(ns, &extent)?;
     transfer.with_bounce(extent.length, |transfer, data| {
         if ns.format.has_metadata() {
@@ -110,7 +110,7 @@ fn compare_with_metadata(
 /// Verify: reads the blocks, and checks their protection information as PRINFO says.
 pub(super) fn verify(shared: &Shared, ns: &Namespace, command: &Command) -> Result<(), Status> {
     let extent = limited_extent(ns, command, PAGE_SIZE << VSL)?;
-    settle(ns, command)?;
+    settle(ns, command, &extent)?;
     refuse_if_unreadable(ns, &extent)?;
     let protection = metadata::protection(ns, command, extent.slba)?;
     each_chunk(ns, &extent, |piece, found| {

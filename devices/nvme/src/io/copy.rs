@@ -4,7 +4,9 @@ use std::os::unix::fs::FileExt;
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{read_error, refuse_if_read_only, refuse_if_unreadable, write_fault, written};
+use super::{
+    before_change, read_error, refuse_if_read_only, refuse_if_unreadable, write_fault, written,
+};
 use crate::controller::Shared;
 use crate::counters::add;
 use crate::dma::{Direction, Dma};
@@ -58,6 +60,7 @@ pub(super) fn copy(
         } else {
             None
         };
+        before_change(ns, &target)?;
         ns.file
             .write_all_at(data, target.offset)
             .and_then(|()| {

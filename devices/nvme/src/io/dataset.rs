@@ -3,7 +3,9 @@
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{extent, flush, limited_extent, refuse_if_read_only, write_fault, written};
+use super::{
+    before_change, extent, flush, limited_extent, refuse_if_read_only, write_fault, written,
+};
 use crate::controller::Shared;
 use crate::dma::{Direction, Dma};
 use crate::locks::lock;
@@ -34,6 +36,7 @@ pub(super) fn write_zeroes(
     if ns.format.protected && protection.checks() {
         return Err(Status::INVALID_PROTECTION_INFORMATION);
     }
+    before_change(ns, &extent)?;
     ns.write_zeroes(&extent).map_err(write_fault(ns))?;
     if ns.format.protected {
         protect_zeroes(ns, &extent, &protection)?;
@@ -62,12 +65,14 @@ fn protect_zeroes(ns: &Namespace, extent: &Extent, protection: &Protection) -> R
     Ok(())
 }
 
-/// Write Uncorrectable: the blocks cannot be read until they are written.
+/// Write Uncorrectable: the blocks cannot be read until they are written. No cache forgets that.
 pub(super) fn write_uncorrectable(ns: &Namespace, command: &Command) -> Result<(), Status> {
     let extent = extent(ns, command)?;
     refuse_if_read_only(ns)?;
     let marked = ns.uncorrectable.mark(extent.slba, extent.end());
-    marked.map_err(|_| Status::INTERNAL_ERROR)
+    marked.map_err(|_| Status::INTERNAL_ERROR)?;
+    ns.forget_cached_of(&extent);
+    Ok(())
 }
 
 /// Dataset Management: deallocates, and takes the other attributes as the hints that they are.
@@ -102,6 +107,7 @@ pub(super) fn deallocate(
     });
     let extents: Vec<_> = extents.collect::<Result<_, _>>()?;
     for extent in extents.into_iter().filter(|extent| extent.length > 0) {
+        before_change(ns, &extent)?;
         if ns.deallocate(&extent).map_err(write_fault(ns))? {
             ns.uncorrectable.clear(extent.slba, extent.end());
         }

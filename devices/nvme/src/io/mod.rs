@@ -112,6 +112,11 @@ fn flush(ns: &Namespace) -> Result<(), Status> {
     ns.flush().map_err(write_fault(ns))
 }
 
+/// To be called when nothing refuses a command that changes the blocks of `extent`, before it does.
+fn before_change(ns: &Namespace, extent: &Extent) -> Result<(), Status> {
+    ns.before_change(extent).map_err(write_fault(ns))
+}
+
 /// The blocks that a command addresses.
 fn extent(ns: &Namespace, command: &Command) -> Result<Extent, Status> {
     let count = u64::from(ReadWriteCdw12::from_bits(command.cdw12.get()).nlb_z()) + 1;
@@ -138,8 +143,12 @@ fn fua(command: &Command) -> bool {
 }
 
 /// What a command with FUA reads must be on the medium (NVM 3.2.4).
-fn settle(ns: &Namespace, command: &Command) -> Result<(), Status> {
-    if fua(command) { flush(ns) } else { Ok(()) }
+fn settle(ns: &Namespace, command: &Command, extent: &Extent) -> Result<(), Status> {
+    if fua(command) {
+        ns.settle(extent).map_err(write_fault(ns))
+    } else {
+        Ok(())
+    }
 }
 
 /// Blocks that Write Uncorrectable marked cannot be read. No retry helps, limited (LR) or not.
@@ -164,7 +173,7 @@ fn refuse_if_read_only(ns: &Namespace) -> Result<(), Status> {
 fn written(shared: &Shared, ns: &Namespace, extent: &Extent, fua: bool) -> Result<(), Status> {
     ns.uncorrectable.clear(extent.slba, extent.end());
     if fua || !lock(&shared.features).write_cache {
-        flush(ns)
+        ns.settle(extent).map_err(write_fault(ns))
     } else {
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! Read and Write (NVM 3.2.4, 3.2.6).
 
 use super::{
-    data_extent, fua, metadata, refuse_if_read_only, refuse_if_unreadable, settle, written,
+    before_change, data_extent, fua, metadata, refuse_if_read_only, refuse_if_unreadable, settle,
+    written,
 };
 use crate::controller::Shared;
 use crate::counters::add;
@@ -19,7 +20,7 @@ pub(super) fn read(
     transfer: &mut Transfer,
 ) -> Result<(), Status> {
     let extent = data_extent(shared, ns, command)?;
-    settle(ns, command)?;
+    settle(ns, command, &extent)?;
     refuse_if_unreadable(ns, &extent)?;
     if ns.format.has_metadata() {
         metadata::read(dma, ns, command, &extent, transfer)?;
@@ -46,6 +47,7 @@ pub(super) fn write(
 ) -> Result<(), Status> {
     let extent = data_extent(shared, ns, command)?;
     refuse_if_read_only(ns)?;
+    before_change(ns, &extent)?;
     if ns.format.has_metadata() {
         metadata::write(dma, ns, command, &extent, transfer)?;
     } else {

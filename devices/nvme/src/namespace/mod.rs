@@ -1,6 +1,7 @@
 //! Namespaces: blocks in a file, and what is known of them.
 
 mod backing;
+mod cached;
 mod format;
 mod protection;
 mod uncorrectable;
@@ -8,6 +9,7 @@ mod uncorrectable;
 use std::convert::Infallible;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -17,6 +19,7 @@ use p2plab_pcie::DmaBuffers;
 use crate::config::{NamespaceConfig, NvmeError};
 use crate::locks::{lock, read, write};
 use crate::spec::status::Status;
+use crate::write_cache::WriteCache;
 
 pub(crate) use backing::{Medium, settle};
 pub(crate) use format::{FORMATS, Format, METADATA};
@@ -39,6 +42,7 @@ pub(crate) struct Namespace {
     /// With a format that has metadata: 8 bytes for each block, complemented if they are protection information, so
     /// that those of a block never written, a hole, are FFh, and turn checks off (NVM 3.2.3.2.1).
     metadata: Option<File>,
+    cache: Option<Arc<WriteCache>>,
     turns: RwLock<()>,
     /// Lives as long as the namespace: its receiver learns when the last command lets go.
     in_use: Mutex<Option<Sender<Infallible>>>,
@@ -59,6 +63,9 @@ impl Extent {
         self.slba.saturating_add(self.count)
     }
 }
+
+/// All blocks that there can be.
+const ALL: Range<u64> = 0..u64::MAX;
 
 /// A command's turn on the blocks of a namespace.
 #[derive(Debug)]
@@ -127,9 +134,16 @@ impl Namespace {
             uncorrectable: Uncorrectable::default(),
             metadata,
             medium,
+            cache: None,
             turns: RwLock::new(()),
             in_use: Mutex::new(None),
         }
+    }
+
+    /// The same with a write cache, if its blocks are kept at all.
+    pub(crate) fn cached(mut self, cache: Option<Arc<WriteCache>>) -> Self {
+        self.cache = cache.filter(|_| !self.is_nothing());
+        self
     }
 
     /// Why it cannot have `format`.
@@ -146,12 +160,15 @@ impl Namespace {
     /// there, without metadata, and what they hold is not defined.
     pub(crate) fn formatted(self: Arc<Self>, format: Format) -> (Self, io::Result<()>) {
         let (nsid, identity, medium) = (self.nsid, self.identity, self.medium.clone());
-        let had_metadata = self.metadata.is_some();
+        let (had_metadata, cache) = (self.metadata.is_some(), self.cache.clone());
         let (sender, receiver) = channel();
         *lock(&self.in_use) = Some(sender);
         drop(self);
         // Nothing is ever sent: this ends when the namespace does.
         let _ = receiver.recv();
+        if let Some(cache) = &cache {
+            cache.settle(identity, ALL);
+        }
         let erased = medium.erase().and_then(|()| {
             if had_metadata && !format.has_metadata() {
                 medium.forget_metadata()
@@ -159,14 +176,16 @@ impl Namespace {
                 Ok(())
             }
         });
-        match erased.and_then(|()| Self::new(nsid, identity, medium.clone(), format)) {
-            Ok(namespace) => (namespace, Ok(())),
-            Err(error) => {
-                let plain = format.without_metadata();
-                let namespace = Self::assemble(nsid, identity, medium, plain, None);
-                (namespace, Err(error))
-            }
-        }
+        let (namespace, result) =
+            match erased.and_then(|()| Self::new(nsid, identity, medium.clone(), format)) {
+                Ok(namespace) => (namespace, Ok(())),
+                Err(error) => {
+                    let plain = format.without_metadata();
+                    let namespace = Self::assemble(nsid, identity, medium, plain, None);
+                    (namespace, Err(error))
+                }
+            };
+        (namespace.cached(cache), result)
     }
 
     /// Bytes that it takes of the controller's capacity.
@@ -196,12 +215,12 @@ impl Namespace {
     }
 
     /// A command's turn. Commands go side by side, as many as there are workers: to them this is one uncontended
-    /// read lock. Alone goes what must not be seen half done: a fused Compare and Write, and, where blocks have
-    /// metadata, whatever `modifies` them, as a reader between data and metadata would find a mismatch. The lock is
-    /// the namespace's, not a range's: what needs it is rare, and a table of ranges would cost every command more
-    /// than it.
+    /// read lock. Alone goes what must not be seen half done: a fused Compare and Write, and whatever `modifies` blocks
+    /// that have metadata, as a reader between data and metadata would find a mismatch, or a write cache, which looks
+    /// at what they hold before. The lock is the namespace's, not a range's: what needs it is rare, and a table of
+    /// ranges would cost every command more than it.
     pub(crate) fn turn(&self, modifies: bool) -> Turn<'_> {
-        if modifies && self.metadata.is_some() {
+        if modifies && (self.metadata.is_some() || self.cache.is_some()) {
             self.turn_alone()
         } else {
             Turn::Shared(read(&self.turns))
@@ -215,6 +234,19 @@ impl Namespace {
 
     /// Makes all writes so far survive a loss of power. Once it has failed it fails.
     pub(crate) fn flush(&self) -> io::Result<()> {
+        self.sync()?;
+        self.forget_cached();
+        Ok(())
+    }
+
+    /// The same for `extent`, and for others only where that costs nothing.
+    pub(crate) fn settle(&self, extent: &Extent) -> io::Result<()> {
+        self.sync()?;
+        self.forget_cached_of(extent);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
         if !self.medium.durable || self.read_only {
             return Ok(());
         }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use p2plab_nvme::{CmbScheme, Fault, FaultEffect};
+use p2plab_nvme::{CmbScheme, Fault, FaultEffect, MIN_WRITE_CACHE};
 
 use super::super::device::{Backing, CmbOptions, NamespaceOptions, NvmeOptions, PmrOptions};
 use super::super::error::TopologyFault;
-use super::super::sizes::{GIB, MIB};
+use super::super::sizes::{self, GIB, MIB};
 use super::super::{EndpointOptions, times};
 use super::{
     Checked, P2P_UNIT, Subject, check_bounds, check_multiple, check_path, check_power_of_two,
@@ -16,6 +16,8 @@ use super::{
 const MAX_NAMESPACES: usize = 64;
 const MAX_NAMESPACE: u64 = 1 << 50;
 const MAX_IO_QUEUES: u16 = 64;
+/// It is memory of the lab.
+const MAX_WRITE_CACHE: u64 = 16 * GIB;
 /// Longest time that PMRCAP.PMRTO lets a host wait for.
 const MAX_READY: Duration = Duration::from_secs(120);
 
@@ -45,6 +47,13 @@ pub(super) fn check(
         options.unallocated,
         (0, MAX_NAMESPACE),
     )?;
+    if let Some(cache) = &options.write_cache {
+        let bounds = (MIN_WRITE_CACHE, MAX_WRITE_CACHE);
+        check_size_bounds(subject, "write_cache", cache.size, bounds)?;
+        // What TOML has no numbers for.
+        let seed = cache.survivors.unwrap_or(0);
+        check_bounds(subject, "write_cache_seed", seed, (0, i64::MAX as u64))?;
+    }
     check_bounds(
         subject,
         "io_queues",
@@ -90,7 +99,7 @@ fn check_namespace(subject: Subject, namespace: &NamespaceOptions) -> Checked {
     check_multiple(subject, "size", namespace.size, namespace.block_size.into())?;
     match &namespace.backing {
         Backing::File { path, .. } => check_path(subject, "file", path),
-        Backing::Memory => Ok(()),
+        Backing::Memory | Backing::Null => Ok(()),
     }
 }
 
@@ -140,10 +149,39 @@ fn check_pmr(subject: Subject, pmr: &PmrOptions, cmb: Option<&CmbOptions>) -> Ch
         };
         return Err(subject.finds("pmr", fault));
     }
+    for (field, value) in [
+        ("pmrebs", pmr.elasticity_buffer),
+        ("pmrswtp", pmr.sustained_throughput),
+    ] {
+        check_scaled(subject, field, value)?;
+    }
     match &pmr.backing {
         Backing::File { path, .. } => check_path(subject, "pmr", path),
         Backing::Memory => Ok(()),
+        Backing::Null => {
+            let fault = TopologyFault::Conflict {
+                field: "pmr",
+                other: "null",
+                cure: "its memory is there, in a file or not",
+            };
+            Err(subject.finds("pmr", fault))
+        }
     }
+}
+
+/// PMREBS and PMRSWTP have 24 bits, in units of 1, KiB, MiB or GiB.
+fn check_scaled(subject: Subject, field: &'static str, value: u64) -> Checked {
+    let units = (0..=3).map(|unit| 1u64 << (10 * unit));
+    let mut fits = units.filter(|unit| value.is_multiple_of(*unit) && value / unit < 1 << 24);
+    if fits.next().is_some() {
+        return Ok(());
+    }
+    let fault = TopologyFault::BadText {
+        field,
+        value: sizes::format(value),
+        rule: "use fewer digits: the register has 24 bits and a unit",
+    };
+    Err(subject.finds("pmr", fault))
 }
 
 fn check_fault(subject: Subject, fault: &Fault, options: &NvmeOptions) -> Checked {

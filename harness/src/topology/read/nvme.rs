@@ -2,7 +2,7 @@
 
 use p2plab_nvme::spec::names::{ADMIN_OPCODES, IO_OPCODES, STATUSES};
 use p2plab_nvme::spec::status::Status;
-use p2plab_nvme::{CmbScheme, Fault as NvmeFault, FaultEffect};
+use p2plab_nvme::{CmbScheme, Fault as NvmeFault, FaultEffect, Metadata, WriteCacheConfig};
 use p2plab_pcie::CpuAccess;
 
 use super::super::device::{
@@ -18,10 +18,14 @@ pub(super) const FIELDS: &[&str] = &[
     "size",
     "file",
     "create",
+    "null",
     "read_only",
     "block_size",
+    "metadata",
     "namespaces",
     "unallocated",
+    "write_cache",
+    "write_cache_seed",
     "io_queues",
     "interrupts",
     "serial",
@@ -30,11 +34,29 @@ pub(super) const FIELDS: &[&str] = &[
     "faults",
 ];
 /// Fields of a namespace, be it an element of `namespaces` or the only one.
-const NAMESPACE: &[&str] = &["size", "file", "create", "read_only", "block_size"];
+const NAMESPACE: &[&str] = &[
+    "size",
+    "file",
+    "create",
+    "null",
+    "read_only",
+    "block_size",
+    "metadata",
+];
 const CMB: &[&str] = &[
     "size", "offset", "cpu", "scheme", "sqs", "cqs", "lists", "rds", "wds", "cdpmls", "cdpcils",
 ];
-const PMR: &[&str] = &["size", "file", "create", "cpu", "rds", "wds", "ready_after"];
+const PMR: &[&str] = &[
+    "size",
+    "file",
+    "create",
+    "cpu",
+    "rds",
+    "wds",
+    "ready_after",
+    "pmrebs",
+    "pmrswtp",
+];
 const FAULT: &[&str] = &[
     "queue", "opcode", "nsid", "lba", "after", "count", "status", "delay", "effect",
 ];
@@ -46,6 +68,13 @@ pub(in super::super) const EFFECTS: &[(&str, FaultEffect)] = &[
     ("fatal", FaultEffect::Fatal),
     ("read-only", FaultEffect::ReadOnly),
     ("power-cut", FaultEffect::PowerCut),
+];
+
+/// What `metadata` of a namespace can be.
+pub(in super::super) const METADATA: &[(&str, Metadata)] = &[
+    ("none", Metadata::None),
+    ("plain", Metadata::Plain),
+    ("protection", Metadata::Protection),
 ];
 
 impl Reader {
@@ -78,6 +107,7 @@ impl Reader {
         Ok(NvmeOptions {
             namespaces,
             unallocated: fields.size("unallocated")?.unwrap_or(default.unallocated),
+            write_cache: write_cache(fields)?,
             cmb: fields.get("cmb").map(cmb).transpose()?,
             pmr: fields.get("pmr").map(|v| self.pmr(v)).transpose()?,
             faults: faults.into_iter().map(fault).collect::<Read<_>>()?,
@@ -91,9 +121,25 @@ impl Reader {
         let size = fields.size("size")?;
         let size = size.ok_or_else(|| fields.missing("size", "size = \"1GiB\""))?;
         let default = NamespaceOptions::memory(size);
+        let backing = self.backing(fields)?;
+        let backing = match (fields.flag("null")?, backing) {
+            (Some(true), Backing::File { .. }) => {
+                let fault = TopologyFault::Conflict {
+                    field: "null",
+                    other: "file",
+                    cure: "a null namespace keeps nothing: leave one of them out",
+                };
+                return Err((fields.span("null"), fault.into()));
+            }
+            (Some(true), _) => Backing::Null,
+            (_, backing) => backing,
+        };
+        let metadata = fields.get("metadata");
+        let metadata = metadata.map(|value| code("metadata", METADATA, value, |_| None));
         Ok(NamespaceOptions {
             size,
-            backing: self.backing(fields)?,
+            backing,
+            metadata: metadata.transpose()?.unwrap_or(default.metadata),
             read_only: fields.flag("read_only")?.unwrap_or(default.read_only),
             block_size: fields.number("block_size")?.unwrap_or(default.block_size),
         })
@@ -129,7 +175,26 @@ impl Reader {
             read_data: fields.flag("rds")?.unwrap_or(default.read_data),
             write_data: fields.flag("wds")?.unwrap_or(default.write_data),
             ready_after: fields.time("ready_after")?.unwrap_or(default.ready_after),
+            elasticity_buffer: fields.size("pmrebs")?.unwrap_or(default.elasticity_buffer),
+            sustained_throughput: fields
+                .size("pmrswtp")?
+                .unwrap_or(default.sustained_throughput),
         })
+    }
+}
+
+fn write_cache(fields: &Fields<'_>) -> Read<Option<WriteCacheConfig>> {
+    let survivors = fields.number("write_cache_seed")?;
+    match fields.size("write_cache")? {
+        Some(size) => Ok(Some(WriteCacheConfig { size, survivors })),
+        None if survivors.is_some() => {
+            let fault = TopologyFault::Needs {
+                field: "write_cache_seed",
+                needs: "write_cache",
+            };
+            Err((fields.span("write_cache_seed"), fault.into()))
+        }
+        None => Ok(None),
     }
 }
 
