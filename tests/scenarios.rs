@@ -18,6 +18,7 @@ mod lspci;
 mod nvme_cmb_copy;
 mod own_kernel;
 mod patience;
+mod pmr;
 mod power;
 mod power_cut;
 mod refusal;
