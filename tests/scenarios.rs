@@ -13,6 +13,7 @@ mod example;
 mod faults;
 mod faults_on_demand;
 mod file_systems;
+mod legality;
 mod lifecycle;
 mod lspci;
 mod nvme_cmb_copy;
