@@ -1,6 +1,7 @@
 //! Guests boot and restore as they should.
 
 use p2plab::lab::Lab;
+use p2plab::topology::{GIB, MIB, Nvme, PmrOptions, Topology};
 use p2plab_tests::{TestLab, two_ssds};
 
 use crate::lspci::assert_lspci_shows;
@@ -17,7 +18,24 @@ fn warm_start_reaches_the_agent() {
 /// A guest boots from scratch with its endpoints plugged in, and sees what a restored one sees.
 #[test]
 fn cold_start_finds_the_endpoints() {
-    let topology = two_ssds("cold");
+    let topology = Topology::builder("cold")
+        .root_port("rp0")
+        .switch("sw0", "rp0", 4)
+        .nvme("ssd0", "sw0.0", Nvme::memory(GIB / 4).cmb(64 * MIB))
+        .nvme(
+            "ssd1",
+            "sw0.1",
+            Nvme::memory(GIB / 4).pmr(PmrOptions::memory(64 * MIB)),
+        )
+        .nvme(
+            "ssd2",
+            "sw0.2",
+            Nvme::memory(GIB / 4)
+                .cmb(2 * MIB)
+                .pmr(PmrOptions::memory(16 * MIB)),
+        )
+        .build()
+        .unwrap();
     let lab = TestLab::start_cold("cold_start_finds_the_endpoints", topology.clone());
     assert_lspci_shows(&lab, &topology);
     let guest = lab.guest().unwrap();

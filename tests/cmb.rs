@@ -1,6 +1,7 @@
 //! What a Controller Memory Buffer is used for besides peers' data: submission queues, and the CPU's own accesses.
 
-use p2plab::topology::{CmbOptions, GIB, MIB, Nvme, Topology};
+use p2plab::topology::{CmbOptions, CmbScheme, GIB, MIB, Nvme, Topology};
+use p2plab_guest::protocol::Exit;
 use p2plab_pcie::TlpKind;
 use p2plab_tests::TestLab;
 use p2plab_tests::reading::{Seen, Watch};
@@ -160,5 +161,167 @@ fn the_cpus_own_accesses_are_counted() {
     // The kernel may look at the SSD's config space meanwhile: that completes with data, too.
     let completed = seen.traffic.between("ssd0", "cpu", TlpKind::CplD);
     assert_eq!(completed.payload_bytes, loads + requested(TlpKind::CfgRd));
+    lab.finish();
+}
+
+/// One switch with SSDs that have these CMBs; the nvme driver puts queues into every CMB that takes them.
+fn with_cmbs(name: &str, cmbs: &[(&str, CmbOptions)]) -> Topology {
+    let mut topology = Topology::builder(name)
+        .root_port("rp0")
+        .switch("sw0", "rp0", 4)
+        .load_module("nvme use_cmb_sqes=1");
+    for ((name, cmb), port) in cmbs.iter().zip(0..) {
+        let ssd = Nvme::memory(GIB / 4).cmb_with(*cmb);
+        topology = topology.nvme(*name, format!("sw0.{port}"), ssd);
+    }
+    topology.build().unwrap()
+}
+
+/// Register `name` of `ssd`, as the device model has it.
+fn register(lab: &TestLab, ssd: &str, name: &str) -> u64 {
+    let state = lab.devices().device(ssd).unwrap().function().dump();
+    let text = state["endpoint"]["registers"][name].as_str().unwrap();
+    u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap()
+}
+
+/// A CMB as of NVMe 1.3, without CMBMSC: Linux finds it, fetches commands from it, and copies through it from peer to peer. It
+/// addresses the CMB by the addresses of the BAR, and a CMB of today by those that it has put into CMBMSC.
+#[test]
+fn a_cmb_of_the_older_scheme_works_alike() {
+    let size = 64 * MIB;
+    let old = CmbOptions::new(size).scheme(CmbScheme::V1_3);
+    let topology = with_cmbs("older", &[("old", old), ("new", CmbOptions::new(size))]);
+    let lab = TestLab::start("a_cmb_of_the_older_scheme", topology.clone());
+    let guest = lab.guest().unwrap();
+    let (old, new) = (guest.nvme("old").unwrap(), guest.nvme("new").unwrap());
+    assert_eq!(register(&lab, "old", "VS"), 0x1_0300);
+    // CRE and CMSE, and the base address.
+    let bar =
+        |name| lab.devices().device(name).unwrap().function().dump()["pcie"]["bars"][4].clone();
+    assert_eq!(
+        register(&lab, "new", "CMBMSC"),
+        bar("new").as_u64().unwrap() | 3
+    );
+    assert_eq!(register(&lab, "old", "CMBMSC"), 0);
+    // What Linux has read: BAR 4, of 4 units of 16 MiB (SZU 3), for everything.
+    let read = |name| {
+        guest
+            .sh(&format!("cat /sys/class/nvme/{}/{name}", old.controller))
+            .unwrap()
+    };
+    assert_eq!(
+        (read("cmbloc").trim(), read("cmbsz").trim()),
+        ("4", "17183")
+    );
+
+    for (from, to) in [(&old, &new), (&new, &old)] {
+        let watch = Watch::begin(&lab, &topology).unwrap();
+        let buffer = old.p2pmem.as_ref().unwrap();
+        let (from, to) = (&from.block_device, &to.block_device);
+        guest
+            .sh(&format!(
+                "p2pcopy --check --size 1MiB --chunk 64KiB --buffer {buffer} {from} {to}"
+            ))
+            .unwrap();
+        let seen = watch.end();
+        for name in ["old", "new"] {
+            let io = || seen.trace(name).entries.iter().filter(|e| e.queue > 0);
+            assert!(io().count() > 0 && io().all(|e| e.fetch.internal), "{name}");
+        }
+        // What the other SSD moved between its blocks and the CMB.
+        let reads = seen
+            .traffic
+            .between("old", "new", TlpKind::CplD)
+            .payload_bytes;
+        let writes = seen
+            .traffic
+            .between("new", "old", TlpKind::MWr)
+            .payload_bytes;
+        assert_eq!(reads + writes, MIB);
+    }
+    lab.finish();
+}
+
+/// What Linux makes of a CMB that does not take everything: queues go where SQS says; without lists nothing is missing, as
+/// Linux keeps these in host memory; and a CMB that lacks one direction of data is not offered to other drivers
+/// (`published`). User space may have it nevertheless: its own SSD then refuses what it has said it cannot do, with the status
+/// that the specification names, while peers reach it as they reach any memory.
+#[test]
+fn what_linux_makes_of_a_cmb_that_lacks_something() {
+    let with = |change: fn(&mut CmbOptions)| {
+        let mut cmb = CmbOptions::new(64 * MIB);
+        change(&mut cmb);
+        cmb
+    };
+    let cmbs = [
+        ("no-queues", with(|cmb| cmb.submission_queues = false)),
+        (
+            "no-lists",
+            with(|cmb| (cmb.lists, cmb.completion_queues) = (false, false)),
+        ),
+        ("no-reads", with(|cmb| cmb.read_data = false)),
+        ("no-writes", with(|cmb| cmb.write_data = false)),
+    ];
+    let topology = with_cmbs("lacking", &cmbs);
+    let lab = TestLab::start("a_cmb_that_lacks_something", topology.clone());
+    let guest = lab.guest().unwrap();
+    let ssds = cmbs.map(|(name, _)| guest.nvme(name).unwrap());
+    let peers = ssds.iter().cycle().skip(1);
+    let watch = Watch::begin(&lab, &topology).unwrap();
+    for ssd in &ssds {
+        let disk = &ssd.block_device;
+        guest
+            .sh(&format!(
+                "p2pcopy --check --size 1MiB --destination-offset 8MiB {disk} {disk}"
+            ))
+            .unwrap();
+    }
+    let seen = watch.end();
+    for ((name, cmb), (ssd, peer)) in cmbs.iter().zip(ssds.iter().zip(peers)) {
+        let io = || seen.trace(name).entries.iter().filter(|e| e.queue > 0);
+        assert!(
+            io().count() > 0 && io().all(|e| e.fetch.internal == cmb.submission_queues),
+            "{name}"
+        );
+        let buffer = ssd.p2pmem.as_ref().unwrap();
+        let published = guest
+            .sh(&format!("cat {}", buffer.replace("allocate", "published")))
+            .unwrap();
+        assert_eq!(
+            published.trim() == "1",
+            cmb.read_data && cmb.write_data,
+            "{name}"
+        );
+
+        let passes = |options: &str, disk: &str| {
+            let line = format!(
+                "p2pcopy --size 256KiB --chunk 64KiB {options} --buffer {buffer} {disk} {disk}"
+            );
+            let output = guest.try_sh(&line).unwrap();
+            let refused = output.error_text().contains("Input/output error");
+            assert_eq!(
+                output.status,
+                Exit::Status(refused.into()),
+                "{name}: {output:?}"
+            );
+            !refused
+        };
+        for (options, allowed) in [
+            ("--skip-write", cmb.read_data),
+            ("--skip-read", cmb.write_data),
+        ] {
+            assert_eq!(
+                passes(options, &ssd.block_device),
+                allowed,
+                "{name}: {options}"
+            );
+            assert!(passes(options, &peer.block_device), "{name}: {options}");
+        }
+    }
+    // Invalid Use of Controller Memory Buffer, one for each direction.
+    let said = guest
+        .sh("dmesg | grep -c 'I/O Error (sct 0x0 / sc 0x12)'")
+        .unwrap();
+    assert_eq!(said.trim(), "2");
     lab.finish();
 }

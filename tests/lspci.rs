@@ -2,7 +2,7 @@
 
 use p2plab::lab::{Device, Lab};
 use p2plab::shape::MachineShape;
-use p2plab::topology::{DeviceOptions, GIB, MIB, Nvme, Topology};
+use p2plab::topology::{DeviceOptions, GIB, MIB, Nvme, PmrOptions, Topology};
 use p2plab_tests::{TestLab, two_ssds};
 
 /// The link of every endpoint here (devices/pcie/src/config/layout.rs).
@@ -58,6 +58,30 @@ fn lspci_shows_ssds_in_root_ports() {
         .nvme("ssd1", "rp1", Nvme::memory(GIB / 4))
         .build();
     shows("lspci_shows_ssds_in_root_ports", topology.unwrap());
+}
+
+/// Persistent Memory Regions, alone and beside a Controller Memory Buffer.
+#[test]
+fn lspci_shows_regions() {
+    let pmr = PmrOptions::memory;
+    let topology = Topology::builder("regions")
+        .root_port("rp0")
+        .switch("sw0", "rp0", 4)
+        .nvme("small", "sw0.0", Nvme::memory(GIB / 4).pmr(pmr(2 * MIB)))
+        .nvme(
+            "both",
+            "sw0.1",
+            Nvme::memory(GIB / 4).cmb(64 * MIB).pmr(pmr(512 * MIB)),
+        )
+        .nvme(
+            "mapped",
+            "sw0.2",
+            Nvme::memory(GIB / 4)
+                .cmb(512 * MIB)
+                .pmr(pmr(16 * MIB).mapped()),
+        )
+        .build();
+    shows("lspci_shows_regions", topology.unwrap());
 }
 
 fn shows(name: &str, topology: Topology) {
@@ -195,6 +219,8 @@ fn assert_endpoint(device: &Device, line: &Line, text: &str, lab: &Lab, topology
     ));
 
     let mut expected = vec![Bar::new(&state, 0, declared.bars[0].size, false)];
+    let pmr = options.pmr.as_ref();
+    expected.extend(pmr.map(|pmr| Bar::new(&state, 2, pmr.size, true)));
     expected.extend(options.cmb.map(|cmb| Bar::new(&state, 4, cmb.size, true)));
     assert_eq!(Bar::parse_all(text), expected, "{name}: {text}");
 

@@ -15,7 +15,7 @@ use p2plab_pcie::{BarDeclaration, BarMemory, DmaRange, Port};
 
 use crate::config::{NvmeError, PmrBacking, PmrConfig};
 use crate::locks::{read, write};
-use crate::namespace::settle;
+use crate::namespace::{claim, settle};
 use crate::spec::registers::{PmrCap, PmrEbs, PmrMsc, PmrSts, PmrSwtp, hsts, pmrwbm};
 use crate::window::{Place, Window};
 
@@ -193,9 +193,12 @@ fn open_file(path: &std::path::Path, create: bool, size: u64) -> io::Result<File
             let _ = std::fs::remove_file(path);
             return Err(error);
         }
+        claim(&made, false)?;
         return Ok(made);
     }
-    OpenOptions::new().read(true).write(true).open(path)
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    claim(&file, false)?;
+    Ok(file)
 }
 
 /// A number of bytes as PMREBS and PMRSWTP have it: bytes, KiB, MiB or GiB, and 24 bits of them.
@@ -290,5 +293,11 @@ mod tests {
         std::fs::write(dir.path().join("short"), [0; 4096]).unwrap();
         let said = complaint(PmrConfig::file(dir.path().join("short"), 1 << 20));
         assert!(said.contains("shorter"), "{said}");
+        let shared = || PmrConfig::file(dir.path().join("shared"), 1 << 20).create();
+        let first = Pmr::open("a", shared()).unwrap();
+        let said = complaint(shared());
+        assert!(said.contains("another lab"), "{said}");
+        drop(first);
+        Pmr::open("a", shared()).unwrap();
     }
 }

@@ -441,7 +441,7 @@ fn metadata_of_a_file_is_in_a_file_beside_it() {
     let read = meta(command(&mut d, io::READ, 3, 16, 9, buffer), mptr, ALL);
     run(&mut d, read).unwrap();
     assert_eq!(d.load(mptr, 128), tuples(&data, 512, 0x1234, 3));
-    drop(d);
+    drop((d, rig));
     // A format with metadata starts with none, and one without leaves none.
     let mut rig = Rig::new();
     let mut d = plug(&mut rig, |c| {
@@ -452,7 +452,7 @@ fn metadata_of_a_file_is_in_a_file_beside_it() {
     format(&mut d, 1, 0).unwrap();
     assert!(!beside.exists());
     assert!(std::fs::read(&path).unwrap() == vec![0; 1 << 20]);
-    drop(d);
+    drop((d, rig));
     // Without metadata nothing is made beside a file.
     let mut cfg = config("a");
     cfg.namespaces[0] = file_config(&path, Metadata::None);

@@ -363,11 +363,13 @@ fn a_failure_is_kept_until_the_host_deals_with_it() {
         assert_eq!(d.read(0, 8, buffer), fails(Status::SANITIZE_FAILED));
     }
     // Another restricted attempt would be needed; it cannot succeed here. A controller of its own for the other mode.
+    drop((d, rig));
     let mut cfg = config("other");
     cfg.namespaces = vec![NamespaceConfig::file(format!(
         "/proc/self/fd/{}",
         medium.as_raw_fd()
     ))];
+    let mut rig = Rig::new();
     let mut d = rig.plug(cfg);
     d.enable();
     d.create_queues(1, 64, None).unwrap();

@@ -237,10 +237,10 @@ impl HostMemory {
     /// [`MapError::BadRange`], [`MapError::NotMapped`], or [`MapError::TooMany`] where a hole would make one
     /// mapping too many; then all stays mapped.
     pub fn unmap(&self, address: u64, length: u64) -> Result<(), MapError> {
-        let end = address.checked_add(length).ok_or(MapError::BadRange)?;
-        if length == 0 {
-            return Err(MapError::BadRange);
-        }
+        let more = length.checked_sub(1).ok_or(MapError::BadRange)?;
+        let last = address.checked_add(more).ok_or(MapError::BadRange)?;
+        // A range may end where addresses do, as that of a guest's IOMMU does; a mapping ends before.
+        let end = last.saturating_add(1);
         let mut table = self.write();
         // Holes make mappings, too.
         if table.mappings.len() >= MAX_MAPPINGS && table.splits(address, end) {
@@ -345,6 +345,29 @@ mod tests {
         host.map(0x11000, 0x1000, RW, Some(memfd(0x1000)), 0)
             .unwrap();
         assert_eq!(found(&host, 0x11000, true), Some(0x1000));
+    }
+
+    /// What QEMU asks for when a guest's IOMMU drops a page table.
+    #[test]
+    fn an_unmap_may_end_where_addresses_do() {
+        let host = HostMemory::new();
+        for address in [0x1000, 0x4000, u64::MAX - 0x1fff] {
+            host.map(address, 0x1000, RW, None, 0).unwrap();
+        }
+        host.unmap(0x2000, u64::MAX - 0x1fff).unwrap();
+        let starts = |host: &HostMemory| {
+            host.read()
+                .mappings
+                .iter()
+                .map(|m| m.start)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(starts(&host), [0x1000]);
+        for (address, length) in [(0x2000, u64::MAX - 0x1ffe), (u64::MAX, 2), (0x1000, 0)] {
+            let refused = host.unmap(address, length);
+            assert!(matches!(refused, Err(MapError::BadRange)), "{refused:?}");
+        }
+        assert_eq!(starts(&host), [0x1000]);
     }
 
     #[test]

@@ -68,9 +68,11 @@ pub(crate) fn unmap(
     );
     check_pages(request.address, request.size)?;
     match request.flags {
-        0 => target
-            .unmap_host_memory(request.address, request.size)
-            .map_err(|error| refused(target, status, &error))?,
+        0 => match target.unmap_host_memory(request.address, request.size) {
+            // As VFIO in the kernel has it: a guest's IOMMU that changes its tables unmaps all that there could be.
+            Ok(()) | Err(MapError::NotMapped) => {}
+            Err(error) => return Err(refused(target, status, &error)),
+        },
         VFIO_DMA_UNMAP_FLAG_ALL if request.address == 0 && request.size == 0 => {
             target.unmap_all_host_memory();
         }

@@ -152,6 +152,9 @@ fn key(plan: &MachinePlan, artifacts_identity: &str) -> String {
         add(&image.to_string_lossy());
         add(super::machine::SYSTEM_ARGUMENT);
     }
+    if plan.shape.iommu {
+        add(super::machine::IOMMU_ARGUMENT);
+    }
     for file in [&plan.kernel, &plan.initramfs].into_iter().chain(system) {
         let metadata = fs::metadata(file).ok();
         add(&format!(

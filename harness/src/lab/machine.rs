@@ -67,6 +67,9 @@ pub(super) const KERNEL_ARGUMENTS: &str = "console=ttyS0 rdinit=/init printk.tim
 /// map registers that a driver uses, as `nvme show-regs` does.
 pub(super) const SYSTEM_ARGUMENT: &str = " p2plab.system=vda iomem=relaxed";
 
+/// Has the kernel use an IOMMU, whatever its default.
+pub(super) const IOMMU_ARGUMENT: &str = " intel_iommu=on";
+
 /// What QEMU's exit status may take to be known after its sockets have closed.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
@@ -112,6 +115,9 @@ impl MachinePlan {
         let mut append = KERNEL_ARGUMENTS.to_owned();
         if self.system.is_some() {
             append.push_str(SYSTEM_ARGUMENT);
+        }
+        if self.shape.iommu {
+            append.push_str(IOMMU_ARGUMENT);
         }
         for argument in &self.kernel_arguments {
             append.push(' ');

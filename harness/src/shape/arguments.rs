@@ -14,6 +14,10 @@ const FIRST_ROOT_PORT: u8 = 0x08;
 /// kernel cannot assign BARs. 43 bits lead out of it.
 const PHYSICAL_BITS: u32 = 43;
 
+/// Before all devices that are to be behind it. With caching mode the guest's kernel announces what it maps, too, and not
+/// only what it unmaps: QEMU passes each mapping on to the endpoints, as they look up addresses themselves.
+const IOMMU: &str = "intel-iommu,caching-mode=on";
+
 /// Something on a PCI bus of the machine.
 pub(super) struct Placed<'a> {
     kind: Kind<'a>,
@@ -176,6 +180,9 @@ impl MachineShape {
             "-global".to_owned(),
             "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off".to_owned(),
         ];
+        if self.iommu {
+            arguments.extend(["-device".to_owned(), IOMMU.to_owned()]);
+        }
         for placed in place(self) {
             arguments.extend(["-device".to_owned(), placed.argument()]);
         }

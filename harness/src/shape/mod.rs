@@ -37,6 +37,9 @@ pub struct MachineShape {
     pub cpu: String,
     /// Bytes of 64-bit prefetchable address space behind each slot, a power of two.
     pub window: u64,
+    /// The machine has an IOMMU. Not in the key of a machine without: there was none when the first images were saved.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub iommu: bool,
     /// Root ports with what hangs below them.
     pub root_ports: Vec<PortShape>,
 }
@@ -86,6 +89,7 @@ impl Topology {
             cpus: self.guest.cpus,
             cpu: self.guest.cpu.clone(),
             window: self.guest.window,
+            iommu: self.guest.iommu,
             root_ports: self
                 .root_ports
                 .iter()

@@ -80,11 +80,24 @@ fn endpoints_and_names_do_not_change_the_key_and_all_else_does() {
         cascaded("").guest_cpus(3),
         cascaded("").guest_cpu("EPYC"),
         cascaded("").window(2 * GIB),
+        cascaded("").iommu(),
         cascaded("").root_port("rp2"),
         cascaded("").switch("sw2", "rp1", 1),
     ] {
         assert_ne!(shape(other).canonical(), key);
     }
+}
+
+/// QEMU puts behind an IOMMU only what comes after it.
+#[test]
+fn an_iommu_comes_before_all_ports() {
+    let arguments = shape(cascaded("").iommu()).qemu_arguments();
+    let at = |start: &str| arguments.iter().position(|a| a.starts_with(start));
+    assert!(at("intel-iommu").unwrap() < at("pcie-root-port").unwrap());
+    assert!(
+        !shape(cascaded("")).canonical().contains("iommu"),
+        "older images keep their keys"
+    );
 }
 
 #[test]

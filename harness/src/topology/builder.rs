@@ -106,6 +106,12 @@ impl TopologyBuilder {
         self
     }
 
+    /// Gives the guest an IOMMU, which its kernel uses.
+    pub fn iommu(mut self) -> Self {
+        self.topology.guest.iommu = true;
+        self
+    }
+
     /// Adds a word to the kernel's command line.
     pub fn kernel_argument(mut self, argument: impl Into<String>) -> Self {
         self.topology.guest.kernel_arguments.push(argument.into());

@@ -66,6 +66,8 @@ pub struct Guest {
     pub cpus: u32,
     /// QEMU's CPU model, with options if need be (default `max`).
     pub cpu: String,
+    /// The guest has an IOMMU (QEMU's intel-iommu), and its kernel uses it.
+    pub iommu: bool,
     /// Words added to the kernel's command line.
     pub kernel_arguments: Vec<String>,
     /// A kernel of one's own (bzImage) instead of the lab's.
@@ -92,6 +94,7 @@ impl Default for Guest {
             memory: 512 * MIB,
             cpus: 2,
             cpu: "max".to_owned(),
+            iommu: false,
             kernel_arguments: Vec::new(),
             kernel: None,
             modules: None,

@@ -674,6 +674,9 @@ proptest! {
         let mut builder = Topology::builder("t").root_port("rp0").root_port("rp1")
             .switch("sw0", "rp0", 4).switch_with_ports("sw1", "rp1", ["a"])
             .guest_memory(memory * 2 * MIB).kernel("/k/bzImage", "/k/modules").qemu("/q");
+        if memory % 2 == 0 {
+            builder = builder.iommu();
+        }
         for argument in arguments {
             builder = builder.kernel_argument(argument);
         }

@@ -41,6 +41,7 @@ fn write_guest(text: &mut String, guest: &Guest) {
     field(text, "cpus", guest.cpus);
     field(text, "cpu", quoted(&guest.cpu));
     field(text, "window", size(guest.window));
+    field(text, "iommu", guest.iommu);
     field(text, "kernel_arguments", list(&guest.kernel_arguments));
     field(text, "load_modules", list(&guest.load_modules));
     field(text, "system", guest.system);

@@ -1,7 +1,7 @@
 //! Where a namespace's bytes are: in a file. Memory is a file, too (a memfd), and so is nothing at all (the host's
 //! `/dev/zero`), so that there is one data path.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -277,6 +277,28 @@ pub(crate) fn settle(file: &File, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes a file for as long as it is open, alone or with other readers: two controllers that write the same file would each
+/// destroy what the other has acknowledged.
+pub(crate) fn claim(file: &File, with_others: bool) -> io::Result<()> {
+    let taken = if with_others {
+        file.try_lock_shared()
+    } else {
+        file.try_lock()
+    };
+    match taken {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "another lab, or another SSD of this one, has it",
+        )),
+        // Some file systems have no locks, and work without.
+        Err(TryLockError::Error(error)) => {
+            tracing::warn!(%error, "a file cannot be locked; see that no other lab uses it");
+            Ok(())
+        }
+    }
+}
+
 fn open_file(
     nsid: u32,
     path: &Path,
@@ -307,6 +329,7 @@ fn open_file(
             let _ = std::fs::remove_file(path);
             return Err(NvmeError::Allocate { nsid, size, source });
         }
+        claim(&file, false).map_err(open)?;
         return Ok((file, size));
     }
     let mut file = OpenOptions::new()
@@ -314,6 +337,7 @@ fn open_file(
         .write(!read_only)
         .open(path)
         .map_err(open)?;
+    claim(&file, read_only).map_err(open)?;
     // The end, not the metadata's length: that of a block device is 0.
     let actual = file.seek(SeekFrom::End(0)).map_err(open)?;
     let wanted = size.unwrap_or(actual);

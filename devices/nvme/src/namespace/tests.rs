@@ -28,6 +28,34 @@ fn deallocated_and_zeroed_blocks_read_as_zeros() {
 }
 
 #[test]
+fn a_file_has_one_writer_or_any_number_of_readers() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, [0; 4096]).unwrap();
+    let writer = NamespaceConfig::file(&path);
+    let reader = NamespaceConfig {
+        read_only: true,
+        ..writer.clone()
+    };
+    let open = |config| Namespace::open(1, config);
+    for (first, second, together) in [
+        (&writer, &writer, false),
+        (&writer, &reader, false),
+        (&reader, &writer, false),
+        (&reader, &reader, true),
+    ] {
+        let _first = open(first).unwrap();
+        let second = open(second);
+        assert_eq!(second.is_ok(), together, "{second:?}");
+        if let Err(error) = second {
+            let said = error.to_string();
+            assert!(said.contains("disk`: another lab"), "{said}");
+        }
+    }
+    open(&writer).unwrap();
+}
+
+#[test]
 fn bad_backings_are_refused_in_one_sentence() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("missing");
@@ -91,6 +119,7 @@ fn a_failed_flush_is_not_forgotten() {
     let (ns, formatted) = Arc::new(ns).formatted(format);
     formatted.unwrap();
     ns.flush().unwrap_err();
+    drop(ns);
     Namespace::open(1, &NamespaceConfig::file(&path))
         .unwrap()
         .flush()

@@ -26,7 +26,6 @@ pub(super) const WRITE_MULTI: u16 = 15;
 
 pub(super) const NO_REPLY: u32 = 0x10;
 
-pub(super) const ENOENT: i32 = 2;
 pub(super) const E2BIG: i32 = 7;
 pub(super) const EINVAL: i32 = 22;
 pub(super) const EPROTO: i32 = 71;
