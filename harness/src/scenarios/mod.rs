@@ -55,7 +55,7 @@ impl Default for ScenarioOptions {
         Self {
             size: GIB,
             chunk: MIB,
-            threads: 1,
+            threads: 2,
             depth: 4,
             cold: false,
             media: None,
