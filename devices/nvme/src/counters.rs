@@ -26,19 +26,6 @@ pub(crate) fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
-/// Counts mistakes that are worth a line in the log, a host's or those that it meets, so that a host cannot fill the
-/// disk with them.
-#[derive(Debug, Default)]
-pub(crate) struct Mistakes(AtomicU64);
-
-impl Mistakes {
-    /// Counts one, and says whether to log it: the first 16, then every one that doubles the count.
-    pub(crate) fn is_worth_a_line(&self) -> bool {
-        let count = self.0.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        count <= 16 || count.is_power_of_two()
-    }
-}
-
 impl Counters {
     pub(crate) fn new() -> Self {
         let zero = || std::array::from_fn(|_| AtomicU64::new(0));
@@ -85,17 +72,5 @@ impl Counters {
             "media_errors": get(&self.media_errors),
             "interrupts": get(&self.interrupts),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_mistakes_is_a_few_lines() {
-        let mistakes = Mistakes::default();
-        let lines = (0..100_000).filter(|_| mistakes.is_worth_a_line()).count();
-        assert_eq!(lines, 16 + 12);
     }
 }

@@ -8,12 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use p2plab_pcie::{DmaBuffers, SparseMemory};
+use p2plab_pcie::{DmaBuffers, Mistakes, SparseMemory, keep_new_file};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use rustix::io::Errno;
 
 use crate::config::{Backing, NamespaceConfig, NvmeError};
-use crate::counters::Mistakes;
 
 /// Reads as zeros without end, and forgets what is written to it.
 const NOTHING: &str = "/dev/zero";
@@ -202,7 +201,7 @@ impl Medium {
                     .open(path)?;
                 file.set_len(size)?;
                 if is_new {
-                    settle(&file, path)?;
+                    keep_new_file(&file, path)?;
                 }
                 Ok(file)
             }
@@ -265,18 +264,6 @@ fn nothing() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(NOTHING)
 }
 
-/// Makes a file that was just created survive a loss of power: itself, and its name in its folder.
-pub(crate) fn settle(file: &File, path: &Path) -> io::Result<()> {
-    file.sync_all()?;
-    let folder = path.parent().filter(|folder| *folder != Path::new(""));
-    let folder = File::open(folder.unwrap_or(Path::new(".")));
-    // Some file systems have no folders to flush, and some folders may not be read: the file is there in any case.
-    if let Err(error) = folder.and_then(|folder| folder.sync_all()) {
-        tracing::debug!(%error, ?path, "the folder of a new file cannot be flushed");
-    }
-    Ok(())
-}
-
 fn open_file(
     nsid: u32,
     path: &Path,
@@ -302,7 +289,7 @@ fn open_file(
             .create_new(true)
             .open(path);
         let file = file.map_err(open)?;
-        let made = file.set_len(size).and_then(|()| settle(&file, path));
+        let made = file.set_len(size).and_then(|()| keep_new_file(&file, path));
         if let Err(source) = made {
             let _ = std::fs::remove_file(path);
             return Err(NvmeError::Allocate { nsid, size, source });

@@ -18,7 +18,7 @@ use crate::config::{NamespaceConfig, NvmeError};
 use crate::locks::{lock, read, write};
 use crate::spec::status::Status;
 
-pub(crate) use backing::{Medium, settle};
+pub(crate) use backing::Medium;
 pub(crate) use format::{FORMATS, Format, METADATA};
 pub(crate) use protection::Protection;
 pub(crate) use uncorrectable::Uncorrectable;
