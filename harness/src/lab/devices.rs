@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use p2plab_nvme::{
-    Backing, CmbConfig, Metadata, NamespaceConfig, NvmeConfig, NvmeController, PmrBacking,
-    PmrConfig,
+    Backing, CmbConfig, Metadata, NamespaceConfig, NvmeConfig, NvmeController, PmrConfig,
 };
-use p2plab_pcie::{CpuAccess, Endpoint, Fabric, FabricBuilder, FabricError, Function, Traffic};
+use p2plab_nvram::{NvramCard, NvramConfig};
+use p2plab_pcie::{
+    CpuAccess, Endpoint, Fabric, FabricBuilder, FabricError, Function, MemoryBacking, Traffic,
+};
 use p2plab_vfio_user::{Server, SocketAddress};
 
 use super::LabError;
 use crate::shape::{self, MachineShape, PortShape};
 use crate::topology::{
-    self, DeviceOptions, EndpointOptions, NamespaceOptions, NvmeOptions, Topology,
+    self, DeviceOptions, EndpointOptions, NamespaceOptions, NvmeOptions, NvramOptions, Topology,
 };
 
 /// Fabric, endpoints and servers of one topology. Dropping it ends them all.
@@ -39,6 +41,7 @@ pub struct Device {
 /// The device models that a lab knows.
 enum Model {
     Nvme(Arc<NvmeController>),
+    Nvram(Arc<NvramCard>),
 }
 
 impl Devices {
@@ -79,6 +82,10 @@ impl Devices {
                 config.shadow_doorbells = self.shadow_doorbells;
                 let controller = Arc::new(NvmeController::new(config)?);
                 (Model::Nvme(controller.clone()), controller)
+            }
+            DeviceOptions::Nvram(nvram) => {
+                let card = Arc::new(NvramCard::new(nvram_config(&options.name, nvram))?);
+                (Model::Nvram(card.clone()), card)
             }
         };
         let function = self.fabric.plug(&options.port, &options.name, endpoint)?;
@@ -215,6 +222,15 @@ impl Device {
     pub fn nvme(&self) -> Option<&Arc<NvmeController>> {
         match &self.model {
             Model::Nvme(controller) => Some(controller),
+            Model::Nvram(_) => None,
+        }
+    }
+
+    /// The NVRAM card, where it is one.
+    pub fn nvram(&self) -> Option<&Arc<NvramCard>> {
+        match &self.model {
+            Model::Nvram(card) => Some(card),
+            Model::Nvme(_) => None,
         }
     }
 
@@ -251,10 +267,35 @@ impl Drop for Device {
 /// Whether the CPU writes into memory of the device by messages, which doorbells in the guest's memory would overtake
 /// (see [`NvmeConfig::shadow_doorbells`]).
 fn has_trapped_memory(device: &DeviceOptions) -> bool {
-    let DeviceOptions::Nvme(nvme) = device;
     let trapped = |access| access == CpuAccess::Trapped;
-    nvme.cmb.is_some_and(|cmb| trapped(cmb.cpu_access))
-        || nvme.pmr.as_ref().is_some_and(|pmr| trapped(pmr.cpu_access))
+    match device {
+        DeviceOptions::Nvme(nvme) => {
+            nvme.cmb.is_some_and(|cmb| trapped(cmb.cpu_access))
+                || nvme.pmr.as_ref().is_some_and(|pmr| trapped(pmr.cpu_access))
+        }
+        // Data and lists of an SSD may lie in it as in a CMB.
+        DeviceOptions::Nvram(card) => trapped(card.cpu_access),
+    }
+}
+
+fn nvram_config(name: &str, options: &NvramOptions) -> NvramConfig {
+    let mut config = NvramConfig::memory(name, options.size);
+    config.backing = memory_backing(&options.backing);
+    config.cpu_access = options.cpu_access;
+    config.armed = options.armed;
+    config.msix = options.interrupts == topology::Interrupts::MsiX;
+    config.faults.clone_from(&options.faults);
+    config
+}
+
+fn memory_backing(backing: &topology::Backing) -> MemoryBacking {
+    match backing {
+        topology::Backing::Memory => MemoryBacking::Memory,
+        topology::Backing::File { path, create } => MemoryBacking::File {
+            path: path.clone(),
+            create: *create,
+        },
+    }
 }
 
 fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
@@ -277,13 +318,7 @@ fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
         cdpcils: cmb.independent_lists,
     });
     config.pmr = options.pmr.as_ref().map(|pmr| PmrConfig {
-        backing: match &pmr.backing {
-            topology::Backing::Memory => PmrBacking::Memory,
-            topology::Backing::File { path, create } => PmrBacking::File {
-                path: path.clone(),
-                create: *create,
-            },
-        },
+        backing: memory_backing(&pmr.backing),
         cpu_access: pmr.cpu_access,
         rds: pmr.read_data,
         wds: pmr.write_data,
