@@ -16,6 +16,7 @@ mod file_systems;
 mod lifecycle;
 mod lspci;
 mod nvme_cmb_copy;
+mod nvram;
 mod own_kernel;
 mod patience;
 mod power;
