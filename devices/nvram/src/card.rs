@@ -206,6 +206,11 @@ impl NvramCard {
             tracing::error!(%error, "the memory keeps a part of its contents over the power cut");
         }
         memory.open_again();
+        tracing::debug!(
+            function = self.shared.config.name,
+            outcome,
+            "the power was cut"
+        );
         self.shared.change(|registers| registers.power_on(outcome));
     }
 
@@ -295,7 +300,7 @@ impl Endpoint for NvramCard {
     }
 
     fn reset(&self, kind: ResetKind) {
-        tracing::debug!(?kind, "reset");
+        tracing::debug!(function = self.shared.config.name, ?kind, "reset");
         self.shared.change(|registers| {
             registers.reset();
             // The end of the guest's machine is the last that the card hears of it.

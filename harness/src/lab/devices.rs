@@ -364,3 +364,40 @@ fn build_fabric(shape: &MachineShape) -> Result<Arc<Fabric>, FabricError> {
     }
     Ok(builder.build())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::{CmbOptions, MIB, Nvme, Nvram};
+
+    /// Doorbells in the guest's memory would overtake what the CPU writes to any trapped memory of the lab.
+    #[test]
+    fn trapped_memory_keeps_shadow_doorbells_off() {
+        let cmb = CmbOptions::new(2 * MIB);
+        for (ssd, card, expected) in [
+            (Nvme::memory(MIB), None, true),
+            (Nvme::memory(MIB).cmb_with(cmb), None, false),
+            (Nvme::memory(MIB).cmb_with(cmb.mapped()), None, true),
+            (Nvme::memory(MIB), Some(Nvram::memory(64 * MIB)), false),
+            (
+                Nvme::memory(MIB),
+                Some(Nvram::memory(64 * MIB).mapped()),
+                true,
+            ),
+        ] {
+            let mut builder = Topology::builder("t")
+                .root_port("rp0")
+                .root_port("rp1")
+                .nvme("ssd0", "rp0", ssd);
+            if let Some(card) = card.clone() {
+                builder = builder.nvram("nv0", "rp1", card);
+            }
+            let devices = Devices::start(&builder.build().unwrap(), None).unwrap();
+            assert_eq!(devices.shadow_doorbells, expected, "{card:?}");
+            assert_eq!(
+                devices.device("nv0").is_ok_and(|d| d.nvram().is_some()),
+                card.is_some()
+            );
+        }
+    }
+}
