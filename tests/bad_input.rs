@@ -138,6 +138,54 @@ fn sizes_that_make_no_copy_are_refused() {
 }
 
 #[test]
+fn buffers_that_no_copy_has_are_refused() {
+    refused(
+        &run(&["run", "nvme-cmb-copy", "--buffer", "fourth"]),
+        &["'fourth'", "source, destination, third"],
+    );
+    refused(
+        &run(&["run", "nvram-copy", "--buffer", "third"]),
+        &["leave --buffer out"],
+    );
+    // More than the largest card has.
+    refused(
+        &run(&["run", "nvram-copy", "--size", "16GiB", "--chunk", "4GiB"]),
+        &["`size` is 32GiB, it must be 64MiB to 8GiB"],
+    );
+}
+
+#[test]
+fn nvram_cards_that_cannot_be_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("card");
+    let card = |more: &str| format!("device = \"nvram\"\nsize = \"64MiB\"\n{more}");
+    let on_file = card(&format!("file = \"{}\"", file.display()));
+    refused(
+        &boot("", &on_file, &[]),
+        &["`ssd0`", "does not exist", "truncate -s 67108864"],
+    );
+    std::fs::write(&file, [0; 4096]).unwrap();
+    refused(
+        &boot("", &on_file, &[]),
+        &["has 4KiB, 64MiB are needed", "truncate -s 67108864"],
+    );
+    refused(
+        &boot("", &card("io_queues = 3"), &[]),
+        &[
+            "lab.toml:11:1",
+            "an nvram endpoint has no field `io_queues`",
+        ],
+    );
+    refused(
+        &boot("window = \"32MiB\"", &card(""), &[]),
+        &[
+            "does not fit into a window of 32MiB",
+            "set `window = \"64MiB\"`",
+        ],
+    );
+}
+
+#[test]
 fn outputs_that_cannot_be_written_are_refused_before_the_work() {
     let missing = "/nonexistent/report.json";
     refused(

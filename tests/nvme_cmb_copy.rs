@@ -1,33 +1,90 @@
 //! Example 2 of the talk: a copy between two NVMe SSDs, through host memory and through a CMB.
 
-use p2plab::scenarios::ScenarioOptions;
+use p2plab::report::{CopyReport, TransferBy};
 use p2plab::scenarios::copy::{CopyJob, compare};
+use p2plab::scenarios::{BufferOwner, ScenarioOptions, nvme_cmb_copy};
 use p2plab::topology::MIB;
 use p2plab_images::Silent;
-use p2plab_tests::{TestLab, two_ssds};
+use p2plab_tests::TestLab;
 
-/// Peer to peer, the payload leaves the upstream port alone but for queues and interrupts.
-#[test]
-fn the_upstream_port_is_relieved() {
-    let lab = TestLab::start("the_upstream_port_is_relieved", two_ssds("copy"));
+/// A copy from ssd0 to ssd1 through the CMB of `buffer`, which is that of `owner`.
+fn copied(name: &str, owner: BufferOwner, buffer: &str) -> CopyReport {
     let options = ScenarioOptions {
         size: 64 * MIB,
+        buffer: owner,
         ..ScenarioOptions::default()
     };
+    let topology = nvme_cmb_copy::topology("copy", &options).unwrap();
+    let lab = TestLab::start(name, topology);
     let job = CopyJob {
         scenario: "nvme-cmb-copy",
         description: "",
         source: "ssd0",
         destination: "ssd1",
-        buffer: "ssd0",
+        buffer,
+        talk: None,
     };
     let report = compare(&lab, &job, &options, &mut Silent).unwrap();
+    lab.finish();
+    assert!(report.modes.values().all(|mode| mode.verified), "{report}");
+    report
+}
+
+/// The DMAs that carried the data in `mode`: from, to, how.
+fn transfers<'a>(report: &'a CopyReport, mode: &str) -> Vec<(&'a str, &'a str, TransferBy)> {
+    let mine = report.transfers.iter().filter(|t| t.mode == mode);
+    mine.map(|t| (t.from.as_str(), t.to.as_str(), t.by))
+        .collect()
+}
+
+/// Peer to peer, the payload leaves the upstream port alone but for queues and interrupts.
+#[test]
+fn the_upstream_port_is_relieved() {
+    let report = copied("the_upstream_port_is_relieved", BufferOwner::Source, "ssd0");
     let (classic, p2p) = (&report.modes["classic"], &report.modes["p2p"]);
-    assert!(classic.verified && p2p.verified);
-    assert!(classic.usp_payload_bytes >= 2 * options.size);
+    assert!(classic.usp_payload_bytes >= 2 * report.size_bytes);
     assert!(
         p2p.usp_payload_bytes * 500 <= classic.usp_payload_bytes,
         "{report}"
     );
-    lab.finish();
+}
+
+/// A buffer in an SSD that takes part is one DMA over the switch, as the other is within that SSD; a buffer elsewhere
+/// is two, as host memory is.
+#[test]
+fn a_buffer_in_a_device_that_takes_part_saves_a_dma() {
+    use TransferBy::{MemRd, MemWr};
+    for (name, owner, buffer, expected) in [
+        (
+            "cmb_of_the_source",
+            BufferOwner::Source,
+            "ssd0",
+            vec![("ssd0", "ssd1", MemRd)],
+        ),
+        (
+            "cmb_of_the_destination",
+            BufferOwner::Destination,
+            "ssd1",
+            vec![("ssd0", "ssd1", MemWr)],
+        ),
+        (
+            "cmb_of_a_third_ssd",
+            BufferOwner::Third,
+            "ssd2",
+            vec![("ssd0", "ssd2", MemWr), ("ssd2", "ssd1", MemRd)],
+        ),
+    ] {
+        let report = copied(name, owner, buffer);
+        assert_eq!(transfers(&report, "p2p"), expected, "{report}");
+        assert_eq!(
+            transfers(&report, "classic"),
+            [("ssd0", "memory", MemWr), ("memory", "ssd1", MemRd)],
+            "{report}"
+        );
+        // All of the data went that way: the switch carried nothing of it elsewhere.
+        for transfer in report.transfers.iter().filter(|t| t.mode == "p2p") {
+            assert!(transfer.payload_bytes < report.size_bytes + MIB, "{report}");
+        }
+        assert!(report.modes["p2p"].usp_payload_bytes < MIB, "{report}");
+    }
 }

@@ -17,6 +17,7 @@ mod legality;
 mod lifecycle;
 mod lspci;
 mod nvme_cmb_copy;
+mod nvram;
 mod own_kernel;
 mod patience;
 mod pmr;

@@ -30,8 +30,11 @@ struct Served {
 }
 
 fn serve(arguments: &[&str]) -> Served {
-    let one_switch = topology("one-switch.toml");
-    let mut process = command(&["serve", &one_switch])
+    serve_topology("one-switch.toml", arguments)
+}
+
+fn serve_topology(name: &str, arguments: &[&str]) -> Served {
+    let mut process = command(&["serve", &topology(name)])
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -123,6 +126,31 @@ fn another_client_is_served_and_counted() {
     assert_eq!(completions("ssd0"), (Some(3), Some(8)));
     assert_eq!(completions("ssd1"), (Some(0), Some(0)));
     assert!(!socket.exists());
+}
+
+/// An NVRAM card beside the SSDs: registers, and memory that takes what is written.
+#[test]
+fn a_card_is_served_beside_ssds() {
+    let served = serve_topology("nvram.toml", &[]);
+    assert!(served.qemu.contains("nv0"), "{}", served.qemu);
+    let (_, socket) = served
+        .sockets
+        .iter()
+        .find(|(name, _)| name == "nv0")
+        .unwrap();
+    let mut client = vfio_user::Client::new(socket).unwrap();
+    client.region_write(7, 4, &[2, 0]).unwrap();
+    let mut word = [0; 4];
+    client.region_read(0, 0, &mut word).unwrap();
+    assert_eq!(&word, b"NVRM");
+    client.region_write(4, (256 << 20) - 4, b"last").unwrap();
+    client.region_read(4, (256 << 20) - 4, &mut word).unwrap();
+    assert_eq!(&word, b"last");
+    drop(client);
+    // The write, and the requests and completions of the reads.
+    let traffic = served.end();
+    let line = traffic.lines().find(|line| line.starts_with("nv0 "));
+    assert!(line.unwrap().contains("endpoint"), "{traffic}");
 }
 
 /// The printed command line, pasted into a shell and given something to boot, makes a guest whose kernel

@@ -43,7 +43,7 @@ impl Cmb {
     }
 
     pub(crate) fn declaration(&self) -> BarDeclaration {
-        super::controller::memory_bar(CMB_BAR, &self.memory, self.config.cpu_access)
+        BarDeclaration::memory(CMB_BAR, &self.memory, self.config.cpu_access)
     }
 
     /// CMBLOC. A queue and a command's data must lie all inside or all outside (CQMMS = CDMMMS = 0).

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use p2plab_pcie::CpuAccess;
+/// Where the bytes of a Persistent Memory Region are.
+pub use p2plab_pcie::MemoryBacking as PmrBacking;
 
 use crate::faults::Fault;
 
@@ -232,20 +234,6 @@ impl CmbConfig {
         let known = self.scheme == CmbScheme::V1_4;
         (known && self.cdpmls, known && self.cdpcils)
     }
-}
-
-/// Where the bytes of a Persistent Memory Region are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PmrBacking {
-    /// In memory that lives as long as the controller.
-    Memory,
-    /// In a file, which outlives the process.
-    File {
-        /// Its path.
-        path: PathBuf,
-        /// Create the file, sparse, if it does not exist (and only then).
-        create: bool,
-    },
 }
 
 /// A Persistent Memory Region, in BAR 2.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread::{Builder, JoinHandle};
 
 use p2plab_pcie::{
-    BarBacking, BarDeclaration, BarMemory, CpuAccess, Declaration, Endpoint, Identity,
+    BarBacking, BarDeclaration, BarMemory, CpuAccess, Declaration, Endpoint, Identity, Mistakes,
     MsixDeclaration, Port, ResetKind,
 };
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ use crate::cmb::Cmb;
 use crate::config::{
     CmbScheme, MAX_IO_QUEUES, MIN_WRITE_CACHE, NvmeConfig, NvmeError, WriteCacheConfig,
 };
-use crate::counters::{Counters, Mistakes, add};
+use crate::counters::{Counters, add};
 use crate::dma::Dma;
 use crate::events::{AsyncEvents, Event};
 use crate::faults::Faults;
@@ -487,22 +487,6 @@ impl NvmeController {
 impl Drop for NvmeController {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-/// A 64-bit prefetchable BAR of all of `memory`.
-pub(crate) fn memory_bar(
-    index: u8,
-    memory: &Arc<BarMemory>,
-    cpu_access: CpuAccess,
-) -> BarDeclaration {
-    BarDeclaration {
-        index,
-        size: memory.size(),
-        is_64bit: true,
-        prefetchable: true,
-        cpu_access,
-        backing: BarBacking::Memory(Arc::clone(memory)),
     }
 }
 

@@ -3,10 +3,9 @@
 use std::io;
 use std::sync::{Arc, RwLockReadGuard};
 
-use p2plab_pcie::{BarMemory, DmaBuffers, DmaError, DmaRange, Port};
+use p2plab_pcie::{BarMemory, DmaBuffers, DmaError, DmaRange, Mistakes, Port};
 
 use crate::cmb::{Cmb, allowed};
-use crate::counters::Mistakes;
 use crate::pmr::Pmr;
 use crate::queue::SubmissionQueue;
 use crate::spec::command::{Command, PSDT_SGL};

@@ -2,6 +2,7 @@
 
 mod namespace;
 
+pub(crate) use p2plab_pcie::digest;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -39,17 +40,6 @@ pub(crate) struct Request {
     pub(crate) csi: u8,
     /// The revision that runs.
     pub(crate) firmware: Revision,
-}
-
-/// A number that is as good as unique for `text` (FNV-1a, then mixed so that all bits depend on all).
-pub(crate) fn digest(text: &str, salt: u64) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64 ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    for byte in text.bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^ (hash >> 31)
 }
 
 /// A version 8 UUID (RFC 9562) for `text`.

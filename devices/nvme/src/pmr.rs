@@ -5,7 +5,6 @@
 //! and is lost with the host. Memory of this process lives as long as the controller: it survives every reset of
 //! the guest and of QEMU, and the barrier has nothing to wait for.
 
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
@@ -15,7 +14,6 @@ use p2plab_pcie::{BarDeclaration, BarMemory, DmaRange, Port};
 
 use crate::config::{NvmeError, PmrBacking, PmrConfig};
 use crate::locks::{read, write};
-use crate::namespace::{claim, settle};
 use crate::spec::registers::{PmrCap, PmrEbs, PmrMsc, PmrSts, PmrSwtp, hsts, pmrwbm};
 use crate::window::{Place, Window};
 
@@ -45,20 +43,11 @@ pub(crate) struct Pmr {
 impl Pmr {
     pub(crate) fn open(serial: &str, config: PmrConfig) -> Result<Self, NvmeError> {
         check(serial, &config)?;
-        let memory = match &config.backing {
-            PmrBacking::Memory => BarMemory::anonymous("nvme-pmr", config.size),
-            PmrBacking::File { path, create } => {
-                let file = open_file(path, *create, config.size);
-                file.and_then(|file| BarMemory::from_file(file, config.size))
-            }
-        };
+        let memory = BarMemory::open("nvme-pmr", &config.backing, config.size);
         let memory = memory.map_err(|source| NvmeError::PmrBacking {
             serial: serial.to_owned(),
             size: config.size,
-            place: match &config.backing {
-                PmrBacking::Memory => "memory".to_owned(),
-                PmrBacking::File { path, .. } => format!("file `{}`", path.display()),
-            },
+            place: config.backing.to_string(),
             source,
         })?;
         let pmr = Self {
@@ -75,7 +64,7 @@ impl Pmr {
     }
 
     pub(crate) fn declaration(&self) -> BarDeclaration {
-        super::controller::memory_bar(PMR_BAR, &self.memory, self.config.cpu_access)
+        BarDeclaration::memory(PMR_BAR, &self.memory, self.config.cpu_access)
     }
 
     pub(crate) fn capabilities(&self) -> PmrCap {
@@ -180,25 +169,6 @@ impl Pmr {
             Err(place) => place,
         }
     }
-}
-
-fn open_file(path: &std::path::Path, create: bool, size: u64) -> io::Result<File> {
-    if create && !path.exists() {
-        let made = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)?;
-        if let Err(error) = made.set_len(size).and_then(|()| settle(&made, path)) {
-            let _ = std::fs::remove_file(path);
-            return Err(error);
-        }
-        claim(&made, false)?;
-        return Ok(made);
-    }
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
-    claim(&file, false)?;
-    Ok(file)
 }
 
 /// A number of bytes as PMREBS and PMRSWTP have it: bytes, KiB, MiB or GiB, and 24 bits of them.

@@ -5,9 +5,11 @@
 
 use std::sync::Arc;
 
+use p2plab_pcie::Mistakes;
+use p2plab_pcie::registers::{self, Register, Use, register};
+
 use crate::cmb::Cmb;
 use crate::config::{CmbConfig, CmbScheme};
-use crate::counters::Mistakes;
 use crate::pmr::Pmr;
 use crate::spec::registers::{
     Aqa, Cap, Cc, CmbMsc, Csts, NSSR_MAGIC, PmrCtl, PmrMsc, offset, shst,
@@ -26,13 +28,6 @@ pub(crate) fn version(cmb: Option<&CmbConfig>) -> u32 {
 
 /// 5 s in units of 500 ms: how long a host waits for CSTS.RDY.
 const READY_TIMEOUT: u8 = 10;
-
-/// How a host may use a register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Use {
-    ReadOnly,
-    ReadWrite,
-}
 
 /// Name of a register that the file decodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,24 +56,8 @@ pub(crate) enum Name {
     PmrMsc,
 }
 
-pub(crate) struct Register {
-    pub(crate) name: Name,
-    pub(crate) offset: u64,
-    pub(crate) width: u64,
-    pub(crate) access: Use,
-}
-
-const fn register(name: Name, offset: u64, width: u64, access: Use) -> Register {
-    Register {
-        name,
-        offset,
-        width,
-        access,
-    }
-}
-
 /// Every register, in order of offset. What is not here reads as zero.
-pub(crate) const REGISTERS: &[Register] = &[
+pub(crate) const REGISTERS: &[Register<Name>] = &[
     register(Name::Cap, offset::CAP, 8, Use::ReadOnly),
     register(Name::Vs, offset::VS, 4, Use::ReadOnly),
     register(Name::Intms, offset::INTMS, 4, Use::ReadWrite),
@@ -255,41 +234,24 @@ impl Registers {
 
     /// Fills `data` with the bytes at `at`, whatever its length and alignment.
     pub(crate) fn read(&self, at: u64, data: &mut [u8]) {
-        data.fill(0);
-        for register in REGISTERS {
-            let value = self.value(register.name).to_le_bytes();
-            for (i, byte) in value.iter().enumerate().take(register.width as usize) {
-                let position = (register.offset + i as u64).checked_sub(at);
-                let slot = position.and_then(|p| data.get_mut(usize::try_from(p).ok()?));
-                if let Some(slot) = slot {
-                    *slot = *byte;
-                }
-            }
-        }
+        registers::read(REGISTERS, at, data, |name| self.value(name));
     }
 
     /// Takes a write. Hosts use aligned 4 or 8 bytes (Base 3.1.3); everything else is ignored.
     pub(crate) fn write(&mut self, at: u64, data: &[u8]) -> Effect {
-        let (at, value, width) = match (data, at % 4) {
-            (&[a, b, c, d], 0) => (at, u64::from(u32::from_le_bytes([a, b, c, d])), 4),
-            (&[a, b, c, d, e, f, g, h], 0) => (at, u64::from_le_bytes([a, b, c, d, e, f, g, h]), 8),
-            _ => {
-                if self.mistakes.is_worth_a_line() {
-                    tracing::warn!(
-                        offset = at,
-                        length = data.len(),
-                        "register write of a bad shape"
-                    );
-                }
-                return Effect::default();
+        let Some(write) = registers::Write::parse(at, data) else {
+            if self.mistakes.is_worth_a_line() {
+                tracing::warn!(
+                    offset = at,
+                    length = data.len(),
+                    "register write of a bad shape"
+                );
             }
+            return Effect::default();
         };
         let mut effect = Effect::default();
         for register in REGISTERS {
-            if register.access == Use::ReadOnly {
-                continue;
-            }
-            let Some((value, mask)) = overlay(register, at, value, width) else {
+            let Some((value, mask)) = write.part(register) else {
                 continue;
             };
             let value = (self.value(register.name) & !mask) | value;
@@ -393,33 +355,6 @@ impl Registers {
             (cc.crime(), "CC.CRIME is set without CAP.CRMS.CRIMS"),
         ];
         checks.iter().find(|(bad, _)| *bad).map(|(_, why)| *why)
-    }
-}
-
-/// The part of a write of `width` bytes at `at` that meets `register`, and the mask of its bits.
-fn overlay(register: &Register, at: u64, value: u64, width: u64) -> Option<(u64, u64)> {
-    let mask = if width == 8 { u64::MAX } else { 0xffff_ffff };
-    let whole = if register.width == 8 {
-        u64::MAX
-    } else {
-        0xffff_ffff
-    };
-    if at >= register.offset {
-        let shift = at - register.offset;
-        (shift < register.width).then(|| {
-            (
-                (value << (8 * shift)) & whole,
-                (mask << (8 * shift)) & whole,
-            )
-        })
-    } else {
-        let shift = register.offset - at;
-        (shift < width).then(|| {
-            (
-                (value >> (8 * shift)) & whole,
-                (mask >> (8 * shift)) & whole,
-            )
-        })
     }
 }
 

@@ -29,6 +29,18 @@ pub struct Identity {
     pub serial_number: Option<u64>,
 }
 
+/// A number that is as good as unique for `text`, to make serial numbers and identifiers of (FNV-1a, then mixed so that
+/// all bits depend on all).
+pub fn digest(text: &str, salt: u64) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64 ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    for byte in text.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ (hash >> 31)
+}
+
 /// How the guest's CPU reaches a BAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuAccess {
@@ -62,6 +74,20 @@ pub struct BarDeclaration {
     pub cpu_access: CpuAccess,
     /// What stands behind it.
     pub backing: BarBacking,
+}
+
+impl BarDeclaration {
+    /// A 64-bit prefetchable BAR of all of `memory`.
+    pub fn memory(index: u8, memory: &Arc<BarMemory>, cpu_access: CpuAccess) -> Self {
+        Self {
+            index,
+            size: memory.size(),
+            is_64bit: true,
+            prefetchable: true,
+            cpu_access,
+            backing: BarBacking::Memory(Arc::clone(memory)),
+        }
+    }
 }
 
 /// Where the MSI-X table and Pending Bit Array lie (PCI Express Base 6.0, section 7.7.2).

@@ -9,6 +9,8 @@
 //! - [`tlp`]: kinds and sizes of packets, and how transfers are split into them.
 //! - [`traffic`]: readings of the counters, differences, the laws they obey, text and JSON.
 //! - [`memory`]: memory behind BARs, and the view of memory that a DMA hands out.
+//! - [`registers`]: a device's table of registers, and how accesses of a host meet it. [`Mistakes`]: which of a guest's
+//!   mistakes are worth a line in the log.
 //!
 //! Inside: `config` and `msix` (registers), `link` (a function's way into the fabric), `host_memory` (what the
 //! transport mapped), `route` (the address map), `refusal` (Unsupported Requests), `tree` (paths), `counters`
@@ -41,6 +43,7 @@ mod mistakes;
 pub(crate) mod msix;
 pub mod port;
 mod refusal;
+pub mod registers;
 pub(crate) mod route;
 mod sparse;
 pub mod tlp;
@@ -50,11 +53,11 @@ pub mod tree;
 pub use counters::COUNTING;
 pub use endpoint::{
     BarBacking, BarDeclaration, CpuAccess, Declaration, Endpoint, Identity, MsixDeclaration,
-    ResetKind,
+    ResetKind, digest,
 };
 pub use fabric::{Fabric, FabricBuilder, FabricError};
 pub use function::{Access, Function, MapError, OutOfBounds};
-pub use memory::{BarMemory, DmaBuffers};
+pub use memory::{BarMemory, DmaBuffers, MemoryBacking, claim_file, keep_new_file};
 pub use mistakes::Mistakes;
 pub use port::{DmaError, DmaRange, Port};
 pub use sparse::SparseMemory;

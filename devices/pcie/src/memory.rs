@@ -1,14 +1,40 @@
 //! Memory behind BARs, and the view of memory that a DMA hands out.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
+use rustix::io::Errno;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 use crate::file_io;
+
+/// Where the bytes of a BAR's memory are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemoryBacking {
+    /// In memory that lives as long as the device.
+    Memory,
+    /// In a file, which outlives the process.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// Create the file if it does not exist (and only then).
+        create: bool,
+    },
+}
+
+impl std::fmt::Display for MemoryBacking {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Memory => f.write_str("memory"),
+            Self::File { path, .. } => write!(f, "file `{}`", path.display()),
+        }
+    }
+}
 
 /// The memory of a BAR: a memfd, or a file that outlives the lab, mapped shared.
 ///
@@ -27,6 +53,21 @@ const OPEN: u64 = 0;
 const CLOSED: u64 = u64::MAX;
 
 impl BarMemory {
+    /// Memory of `size` bytes where `backing` says; `name` is what the host calls a memfd. The file system sets the space
+    /// for all of a file aside now: a guest that writes to a mapped file of a full file system would end the lab
+    /// (SIGBUS), and what it had written could not be kept.
+    ///
+    /// # Errors
+    /// The host's; [`io::ErrorKind::InvalidInput`] where the file is shorter.
+    pub fn open(name: &str, backing: &MemoryBacking, size: u64) -> io::Result<Self> {
+        match backing {
+            MemoryBacking::Memory => Self::anonymous(name, size),
+            MemoryBacking::File { path, create } => {
+                Self::from_file(open_file(path, *create, size)?, size)
+            }
+        }
+    }
+
     /// Volatile memory of `size` bytes, zeroed (a memfd, sealed against shrinking).
     ///
     /// # Errors
@@ -94,13 +135,47 @@ impl BarMemory {
         }
     }
 
-    /// Makes volatile memory read as zeros, as after a loss of power.
+    /// Makes all of it read as zeros. A file keeps the space that was set aside for it.
     ///
     /// # Errors
     /// The host's.
     pub fn clear(&self) -> io::Result<()> {
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::fs::fallocate(&self.file, flags, 0, self.size())?)
+        let zero = |how| {
+            let flags = how | FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(&self.file, flags, 0, self.size())
+        };
+        // Memory's own file system knows holes only.
+        match zero(FallocateFlags::ZERO_RANGE) {
+            Err(Errno::OPNOTSUPP) => Ok(zero(FallocateFlags::PUNCH_HOLE)?),
+            other => Ok(other?),
+        }
+    }
+
+    /// Overwrites all that was ever written with `byte`, as memory whose power failed. What nobody has written stays
+    /// zero, so the cost is that of what was used.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn overwrite(&self, byte: u8) -> io::Result<()> {
+        let block = [byte; 64 << 10];
+        let mut at = 0;
+        while at < self.size() {
+            let data = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
+                // Nothing but holes from here on.
+                Err(Errno::NXIO) => return Ok(()),
+                data => data?.min(self.size()),
+            };
+            let end = rustix::fs::seek(&self.file, SeekFrom::Hole(data))?.min(self.size());
+            at = data;
+            while at < end {
+                let length = (end - at).min(block.len() as u64) as usize;
+                self.file.write_all_at(&block[..length], at)?;
+                at += length as u64;
+            }
+            // A file that shrinks under us has its hole before its data.
+            at = at.max(data.saturating_add(1));
+        }
+        Ok(())
     }
 
     /// Size in bytes.
@@ -153,6 +228,81 @@ impl BarMemory {
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
+}
+
+fn open_file(path: &Path, create: bool, size: u64) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    if create && !path.exists() {
+        let made = options.create_new(true).open(path)?;
+        let ready = made
+            .set_len(size)
+            .and_then(|()| reserve(&made, size))
+            .and_then(|()| keep_new_file(&made, path));
+        if let Err(error) = ready {
+            let _ = std::fs::remove_file(path);
+            return Err(error);
+        }
+        claim_file(&made, false)?;
+        return Ok(made);
+    }
+    let file = options.open(path)?;
+    claim_file(&file, false)?;
+    reserve(&file, size.min(file.metadata()?.len()))?;
+    Ok(file)
+}
+
+/// Sets space for the first `size` bytes of `file` aside, where its file system can.
+fn reserve(file: &File, size: u64) -> io::Result<()> {
+    if size == 0 {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, size) {
+        Err(Errno::OPNOTSUPP | Errno::NODEV | Errno::NOSYS) => {
+            tracing::debug!("no space is set aside: the file system cannot");
+            Ok(())
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Takes a file for as long as it is open, alone or with other readers: two endpoints that write the same file would each
+/// destroy what the other has acknowledged. A file system that has no locks works without.
+///
+/// # Errors
+/// [`io::ErrorKind::ResourceBusy`] where it is taken.
+pub fn claim_file(file: &File, with_others: bool) -> io::Result<()> {
+    let taken = if with_others {
+        file.try_lock_shared()
+    } else {
+        file.try_lock()
+    };
+    match taken {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "another lab, or another endpoint of this one, has it",
+        )),
+        Err(TryLockError::Error(error)) => {
+            tracing::warn!(%error, "a file cannot be locked; see that no other lab uses it");
+            Ok(())
+        }
+    }
+}
+
+/// Makes a file that was just created survive a loss of power: itself, and its name in its folder.
+///
+/// # Errors
+/// The host's.
+pub fn keep_new_file(file: &File, path: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    let folder = File::open(folder.unwrap_or(Path::new(".")));
+    // Some file systems have no folders to flush, and some folders may not be read: the file is there in any case.
+    if let Err(error) = folder.and_then(|folder| folder.sync_all()) {
+        tracing::debug!(%error, ?path, "the folder of a new file cannot be flushed");
+    }
+    Ok(())
 }
 
 /// A list of memory ranges that a DMA moves bytes to or from, in order. Guests and peers may change the
@@ -323,6 +473,76 @@ mod tests {
         assert!(!memory.is_open());
         memory.open_after(Duration::ZERO);
         assert!(memory.is_open());
+    }
+
+    #[test]
+    fn a_file_has_its_space_from_the_start_and_keeps_it() {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory");
+        let backing = |create| MemoryBacking::File {
+            path: path.clone(),
+            create,
+        };
+        let size = 1 << 20;
+        let error = BarMemory::open("test", &backing(false), size).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        let used = || path.metadata().unwrap().blocks() * 512;
+        let memory = BarMemory::open("test", &backing(true), size).unwrap();
+        assert!(used() >= size, "{}", used());
+        assert!(memory.write(4096, &[5]));
+        memory.clear().unwrap();
+        assert!(used() >= size, "{}", used());
+        let mut byte = [1];
+        assert!(memory.read(4096, &mut byte) && byte == [0]);
+        assert!(memory.write(8192, &[7]));
+        // An existing file keeps what is in it, and gets the space that a sparse one lacks.
+        drop(memory);
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&file, flags, 64 << 10, size - (64 << 10)).unwrap();
+        assert!(used() < size);
+        let memory = BarMemory::open("test", &backing(true), size).unwrap();
+        assert!(used() >= size, "{}", used());
+        assert!(memory.read(8192, &mut byte) && byte == [7]);
+        let error = BarMemory::open("test", &backing(true), 2 * size).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        // What no file system has room for is no file.
+        let other = folder.path().join("other");
+        let backing = MemoryBacking::File {
+            path: other.clone(),
+            create: true,
+        };
+        assert!(BarMemory::open("test", &backing, 1 << 50).is_err());
+        assert!(!other.exists());
+    }
+
+    #[test]
+    fn lost_memory_is_overwritten_where_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let backing = MemoryBacking::File {
+            path: folder.path().join("memory"),
+            create: true,
+        };
+        let size = 64 << 20;
+        for memory in [
+            BarMemory::open("test", &MemoryBacking::Memory, size).unwrap(),
+            BarMemory::open("test", &backing, size).unwrap(),
+        ] {
+            for at in [0, 10 << 20, size - 1] {
+                assert!(memory.write(at, &[3]));
+            }
+            memory.overwrite(0xff).unwrap();
+            let mut page = [0; 4096];
+            for at in [0, 10 << 20, size - 4096] {
+                assert!(memory.read(at, &mut page));
+                assert_eq!(page, [0xff; 4096]);
+            }
+            assert!(memory.read(20 << 20, &mut page));
+            assert_eq!(page, [0; 4096]);
+        }
+        let untouched = BarMemory::anonymous("test", size).unwrap();
+        untouched.overwrite(0xff).unwrap();
     }
 
     #[test]

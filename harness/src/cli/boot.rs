@@ -67,17 +67,24 @@ pub(super) fn boot(args: &BootArgs) -> Result<ExitCode, CliError> {
 fn await_endpoints(lab: &Lab, topology: &Topology) -> Result<(), CliError> {
     let guest = lab.guest()?;
     let has_driver = guest.try_sh("[ -d /sys/bus/pci/drivers/nvme ]")?;
-    let nvme = |device| matches!(device, &DeviceOptions::Nvme(_));
-    for endpoint in topology.endpoints.iter().filter(|e| nvme(&e.device)) {
-        let name = &endpoint.name;
-        if !has_driver.status.success() {
-            eprintln!(
-                "p2plab: warning: the guest's kernel has no nvme driver, so its SSDs (such as {name}) are no disks; \
-                 give the kernel's modules with --modules, or build it with CONFIG_BLK_DEV_NVME=y"
-            );
-            return Ok(());
-        }
-        if let Err(error) = guest.nvme(name) {
+    let has_driver = has_driver.status.success();
+    let is_nvme = |device: &DeviceOptions| matches!(device, DeviceOptions::Nvme(_));
+    if let Some(ssd) = topology.endpoints.iter().find(|e| is_nvme(&e.device))
+        && !has_driver
+    {
+        eprintln!(
+            "p2plab: warning: the guest's kernel has no nvme driver, so its SSDs (such as {}) are no disks; \
+             give the kernel's modules with --modules, or build it with CONFIG_BLK_DEV_NVME=y",
+            ssd.name
+        );
+    }
+    for endpoint in &topology.endpoints {
+        let found = match &endpoint.device {
+            DeviceOptions::Nvme(_) if has_driver => guest.nvme(&endpoint.name).map(drop),
+            DeviceOptions::Nvram(_) => guest.nvram(&endpoint.name).map(drop),
+            _ => Ok(()),
+        };
+        if let Err(error) = found {
             if matches!(error, LabError::Fault(_)) {
                 return Err(error.into());
             }

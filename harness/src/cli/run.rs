@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use p2plab::scenarios::media::check_media;
-use p2plab::scenarios::{SCENARIOS, Scenario, ScenarioOptions};
+use p2plab::scenarios::{BufferOwner, SCENARIOS, Scenario, ScenarioOptions};
 use p2plab_images::Terminal;
 
 use super::{CliError, OwnArgs, size};
@@ -26,6 +26,9 @@ pub(super) struct RunArgs {
     /// Chunks that each thread has in flight [default: 4]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     depth: Option<u32>,
+    /// SSD whose memory a peer-to-peer copy goes through [default: source]
+    #[arg(long, value_enum)]
+    buffer: Option<Buffer>,
     /// Boot the guest from scratch instead of restoring it from a base image
     #[arg(long)]
     cold: bool,
@@ -37,6 +40,27 @@ pub(super) struct RunArgs {
     json: Option<PathBuf>,
     #[command(flatten)]
     own: OwnArgs,
+}
+
+/// [`BufferOwner`] on the command line.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Buffer {
+    /// The SSD that is read
+    Source,
+    /// The SSD that is written
+    Destination,
+    /// An SSD that takes no part otherwise
+    Third,
+}
+
+impl Buffer {
+    fn owner(self) -> BufferOwner {
+        match self {
+            Self::Source => BufferOwner::Source,
+            Self::Destination => BufferOwner::Destination,
+            Self::Third => BufferOwner::Third,
+        }
+    }
 }
 
 /// `p2plab list`.
@@ -62,6 +86,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         chunk: args.chunk.unwrap_or(default.chunk),
         threads: args.threads.unwrap_or(default.threads),
         depth: args.depth.unwrap_or(default.depth),
+        buffer: args.buffer.map_or(default.buffer, Buffer::owner),
         cold: args.cold,
         media: args.media.clone(),
         run_directory: None,
@@ -89,6 +114,7 @@ impl RunArgs {
             ("chunk", self.chunk.is_some()),
             ("threads", self.threads.is_some()),
             ("depth", self.depth.is_some()),
+            ("buffer", self.buffer.is_some()),
             ("cold", self.cold),
             ("media", self.media.is_some()),
         ];

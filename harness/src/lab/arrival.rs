@@ -6,8 +6,9 @@
 use std::time::{Duration, Instant};
 
 use p2plab_guest::protocol::EntryKind;
+use p2plab_nvram::spec::{MEMORY_BAR, REGISTERS_BAR};
 
-use super::{GuestNvme, LabError};
+use super::{GuestNvme, GuestNvram, LabError};
 use crate::agent::{AgentClient, AgentError};
 use crate::shape::Slot;
 use crate::wait;
@@ -44,6 +45,28 @@ pub(super) fn nvme(agent: &AgentClient, name: &str, slot: &Slot) -> Result<Guest
     let what = format!("the nvme driver to bind {name}");
     look_until(Instant::now() + wait::HOTPLUG, &what, || {
         look_for_nvme(agent, slot)
+    })
+}
+
+/// Waits until the guest has found the NVRAM card `name` in `slot`, with the files of its BARs.
+pub(super) fn nvram(agent: &AgentClient, name: &str, slot: &Slot) -> Result<GuestNvram, LabError> {
+    let what = format!("the guest to find {name}");
+    look_until(Instant::now() + wait::HOTPLUG, &what, || {
+        let path = format!("/sys/bus/pci/slots/{}/address", slot.number);
+        let Some(address) = read(agent, &path)? else {
+            return Ok(None);
+        };
+        let address = format!("{address}.0");
+        let folder = format!("/sys/bus/pci/devices/{address}");
+        let memory = format!("resource{MEMORY_BAR}");
+        // A BAR that got no address has no file.
+        let file = entry(agent, &folder, |name| name == memory)?;
+        Ok(file.map(|_| GuestNvram {
+            registers: format!("{folder}/resource{REGISTERS_BAR}"),
+            memory: format!("{folder}/{memory}"),
+            address,
+            folder,
+        }))
     })
 }
 

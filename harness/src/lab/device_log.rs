@@ -27,7 +27,12 @@ pub const FILTER_VARIABLE: &str = "P2PLAB_LOG";
 /// Bytes after which a log takes no more lines: a guest that provokes warnings in a loop fills no disk.
 const LONGEST: u64 = 16 << 20;
 /// Crates whose events belong into a device log.
-const DEVICE_CRATES: [&str; 3] = ["p2plab_pcie", "p2plab_nvme", "p2plab_vfio_user"];
+const DEVICE_CRATES: [&str; 4] = [
+    "p2plab_pcie",
+    "p2plab_nvme",
+    "p2plab_nvram",
+    "p2plab_vfio_user",
+];
 
 /// The logs of all labs that run in this process.
 static RUNNING: Mutex<Vec<Weak<DeviceLog>>> = Mutex::new(Vec::new());

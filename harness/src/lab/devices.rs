@@ -4,16 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use p2plab_nvme::{
-    Backing, CmbConfig, NamespaceConfig, NvmeConfig, NvmeController, PmrBacking, PmrConfig,
+use p2plab_nvme::{Backing, CmbConfig, NamespaceConfig, NvmeConfig, NvmeController, PmrConfig};
+use p2plab_nvram::{NvramCard, NvramConfig};
+use p2plab_pcie::{
+    CpuAccess, Endpoint, Fabric, FabricBuilder, FabricError, Function, MemoryBacking, Traffic,
 };
-use p2plab_pcie::{CpuAccess, Endpoint, Fabric, FabricBuilder, FabricError, Function, Traffic};
 use p2plab_vfio_user::{Server, SocketAddress};
 
 use super::LabError;
 use crate::shape::{self, MachineShape, PortShape};
 use crate::topology::{
-    self, DeviceOptions, EndpointOptions, NamespaceOptions, NvmeOptions, Topology,
+    self, DeviceOptions, EndpointOptions, NamespaceOptions, NvmeOptions, NvramOptions, Topology,
 };
 
 /// Fabric, endpoints and servers of one topology. Dropping it ends them all.
@@ -38,6 +39,7 @@ pub struct Device {
 /// The device models that a lab knows.
 enum Model {
     Nvme(Arc<NvmeController>),
+    Nvram(Arc<NvramCard>),
 }
 
 impl Devices {
@@ -78,6 +80,10 @@ impl Devices {
                 config.shadow_doorbells = self.shadow_doorbells;
                 let controller = Arc::new(NvmeController::new(config)?);
                 (Model::Nvme(controller.clone()), controller)
+            }
+            DeviceOptions::Nvram(nvram) => {
+                let card = Arc::new(NvramCard::new(nvram_config(&options.name, nvram))?);
+                (Model::Nvram(card.clone()), card)
             }
         };
         let function = self.fabric.plug(&options.port, &options.name, endpoint)?;
@@ -214,6 +220,15 @@ impl Device {
     pub fn nvme(&self) -> Option<&Arc<NvmeController>> {
         match &self.model {
             Model::Nvme(controller) => Some(controller),
+            Model::Nvram(_) => None,
+        }
+    }
+
+    /// The NVRAM card, where it is one.
+    pub fn nvram(&self) -> Option<&Arc<NvramCard>> {
+        match &self.model {
+            Model::Nvram(card) => Some(card),
+            Model::Nvme(_) => None,
         }
     }
 
@@ -250,10 +265,36 @@ impl Drop for Device {
 /// Whether the CPU writes into memory of the device by messages, which doorbells in the guest's memory would overtake
 /// (see [`NvmeConfig::shadow_doorbells`]).
 fn has_trapped_memory(device: &DeviceOptions) -> bool {
-    let DeviceOptions::Nvme(nvme) = device;
     let trapped = |access| access == CpuAccess::Trapped;
-    nvme.cmb.is_some_and(|cmb| trapped(cmb.cpu_access))
-        || nvme.pmr.as_ref().is_some_and(|pmr| trapped(pmr.cpu_access))
+    match device {
+        DeviceOptions::Nvme(nvme) => {
+            nvme.cmb.is_some_and(|cmb| trapped(cmb.cpu_access))
+                || nvme.pmr.as_ref().is_some_and(|pmr| trapped(pmr.cpu_access))
+        }
+        // Data and lists of an SSD may lie in it as in a CMB.
+        DeviceOptions::Nvram(card) => trapped(card.cpu_access),
+    }
+}
+
+fn nvram_config(name: &str, options: &NvramOptions) -> NvramConfig {
+    let mut config = NvramConfig::memory(name, options.size);
+    config.backing = memory_backing(&options.backing);
+    config.cpu_access = options.cpu_access;
+    config.armed = options.armed;
+    config.msix = options.interrupts == topology::Interrupts::MsiX;
+    config.faults.clone_from(&options.faults);
+    config
+}
+
+fn memory_backing(backing: &topology::Backing) -> MemoryBacking {
+    match backing {
+        // The check of a topology lets no null backing pass.
+        topology::Backing::Memory | topology::Backing::Null => MemoryBacking::Memory,
+        topology::Backing::File { path, create } => MemoryBacking::File {
+            path: path.clone(),
+            create: *create,
+        },
+    }
 }
 
 fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
@@ -277,14 +318,7 @@ fn nvme_config(name: &str, options: &NvmeOptions) -> NvmeConfig {
         cdpcils: cmb.independent_lists,
     });
     config.pmr = options.pmr.as_ref().map(|pmr| PmrConfig {
-        backing: match &pmr.backing {
-            // The check of a topology lets no other pass.
-            topology::Backing::Memory | topology::Backing::Null => PmrBacking::Memory,
-            topology::Backing::File { path, create } => PmrBacking::File {
-                path: path.clone(),
-                create: *create,
-            },
-        },
+        backing: memory_backing(&pmr.backing),
         cpu_access: pmr.cpu_access,
         rds: pmr.read_data,
         wds: pmr.write_data,
@@ -332,4 +366,41 @@ fn build_fabric(shape: &MachineShape) -> Result<Arc<Fabric>, FabricError> {
         below(&mut builder, port)?;
     }
     Ok(builder.build())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::{CmbOptions, MIB, Nvme, Nvram};
+
+    /// Doorbells in the guest's memory would overtake what the CPU writes to any trapped memory of the lab.
+    #[test]
+    fn trapped_memory_keeps_shadow_doorbells_off() {
+        let cmb = CmbOptions::new(2 * MIB);
+        for (ssd, card, expected) in [
+            (Nvme::memory(MIB), None, true),
+            (Nvme::memory(MIB).cmb_with(cmb), None, false),
+            (Nvme::memory(MIB).cmb_with(cmb.mapped()), None, true),
+            (Nvme::memory(MIB), Some(Nvram::memory(64 * MIB)), false),
+            (
+                Nvme::memory(MIB),
+                Some(Nvram::memory(64 * MIB).mapped()),
+                true,
+            ),
+        ] {
+            let mut builder = Topology::builder("t")
+                .root_port("rp0")
+                .root_port("rp1")
+                .nvme("ssd0", "rp0", ssd);
+            if let Some(card) = card.clone() {
+                builder = builder.nvram("nv0", "rp1", card);
+            }
+            let devices = Devices::start(&builder.build().unwrap(), None).unwrap();
+            assert_eq!(devices.shadow_doorbells, expected, "{card:?}");
+            assert_eq!(
+                devices.device("nv0").is_ok_and(|d| d.nvram().is_some()),
+                card.is_some()
+            );
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use p2plab_images::ArtifactError;
 use p2plab_nvme::NvmeError;
+use p2plab_nvram::NvramError;
 use p2plab_pcie::FabricError;
 use p2plab_vfio_user::ServeError;
 
@@ -29,6 +30,9 @@ pub enum LabError {
     /// An NVMe controller's options.
     #[error(transparent)]
     Nvme(#[from] NvmeError),
+    /// An NVRAM card's options.
+    #[error(transparent)]
+    Nvram(#[from] NvramError),
     /// An endpoint's socket.
     #[error(transparent)]
     Serve(#[from] ServeError),

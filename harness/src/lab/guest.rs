@@ -29,6 +29,19 @@ pub struct GuestNvme {
     pub p2pmem: Option<String>,
 }
 
+/// What the guest calls an NVRAM card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestNvram {
+    /// PCI address, such as `0000:04:00.0`.
+    pub address: String,
+    /// The function's folder in sysfs.
+    pub folder: String,
+    /// The file whose mapping is its registers, once the function is enabled.
+    pub registers: String,
+    /// The file whose mapping is its memory, once the function is enabled.
+    pub memory: String,
+}
+
 impl Guest<'_> {
     /// The agent's client, for all that has no short form here.
     pub fn agent(&self) -> &AgentClient {
@@ -153,6 +166,15 @@ impl Guest<'_> {
     /// The agent's.
     pub fn nvme(&self, name: &str) -> Result<GuestNvme, LabError> {
         self.nvme_in_slot(name, self.slot(name)?)
+    }
+
+    /// Waits until the guest has found the NVRAM card `name` and given its BARs addresses. A driver may bind it
+    /// meanwhile, or not.
+    ///
+    /// # Errors
+    /// The agent's.
+    pub fn nvram(&self, name: &str) -> Result<GuestNvram, LabError> {
+        arrival::nvram(self.agent, name, self.slot(name)?)
     }
 
     /// As [`nvme`](Self::nvme), for a device that is not the lab's: hot-added through the monitor into `slot`.

@@ -12,10 +12,13 @@ fn needed(topology: &Topology) -> u64 {
         .endpoints
         .iter()
         .map(|endpoint| {
-            let DeviceOptions::Nvme(nvme) = &endpoint.device;
             let in_memory = |backing: &Backing, size| match backing {
                 Backing::Memory => size,
                 Backing::File { .. } | Backing::Null => 0,
+            };
+            let nvme = match &endpoint.device {
+                DeviceOptions::Nvme(nvme) => nvme,
+                DeviceOptions::Nvram(card) => return in_memory(&card.backing, card.size),
             };
             let blocks = nvme
                 .namespaces

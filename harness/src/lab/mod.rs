@@ -42,7 +42,7 @@ use p2plab_pcie::Traffic;
 
 pub use devices::{Device, Devices};
 pub use error::LabError;
-pub use guest::{Guest, GuestNvme};
+pub use guest::{Guest, GuestNvme, GuestNvram};
 pub use phases::Phase;
 
 use crate::agent::AgentClient;

@@ -4,6 +4,7 @@
 
 mod benchmark;
 mod table;
+mod transfers;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +15,7 @@ use p2plab_pcie::{COUNTING, MatrixEntry, PortTraffic, Traffic};
 use serde::{Deserialize, Serialize};
 
 pub use benchmark::{BENCHMARK_SCHEMA_VERSION, Benchmark, Measurement, Table, Target};
+pub use transfers::{Talk, Transfer, TransferBy};
 
 /// What a scenario hands to whoever ran it; its `Display` form is the table.
 pub trait Report: fmt::Display {
@@ -68,6 +70,12 @@ pub struct CopyReport {
     pub ports: Vec<PortReport>,
     /// Who sent what to whom, in each mode.
     pub matrix: Vec<MatrixReport>,
+    /// The DMAs that carried all of the data, in each mode.
+    #[serde(default)]
+    pub transfers: Vec<Transfer>,
+    /// What the talk measured, where this is an example of it.
+    #[serde(default)]
+    pub talk: Option<Talk>,
     /// What it ran on: QEMU, kernel, p2plab and others, by name.
     pub versions: BTreeMap<String, String>,
 }
@@ -147,6 +155,8 @@ impl CopyReport {
             usp_payload_ratio: None,
             ports: Vec::new(),
             matrix: Vec::new(),
+            transfers: Vec::new(),
+            talk: None,
             versions: BTreeMap::new(),
         };
         for mode in modes {
@@ -184,6 +194,8 @@ impl CopyReport {
                 tlps: port.tlps(),
                 traffic: port.clone(),
             }));
+        let transfers = transfers::transfers(&mode.name, self.size_bytes, &mode.traffic);
+        self.transfers.extend(transfers);
         self.matrix
             .extend(mode.traffic.matrix.iter().map(|entry| MatrixReport {
                 mode: mode.name.clone(),

@@ -62,6 +62,21 @@ impl CopyReport {
         })
     }
 
+    /// A line for each mode: which way the data went.
+    fn write_transfers(&self, f: &mut fmt::Formatter<'_>, names: &[&str]) -> fmt::Result {
+        for name in names {
+            let mine = self.transfers.iter().filter(|t| t.mode == *name);
+            let mine: Vec<String> = mine.map(ToString::to_string).collect();
+            writeln!(
+                f,
+                "{:27}{}",
+                format!("DMA of the data, {name}"),
+                mine.join(", ")
+            )?;
+        }
+        Ok(())
+    }
+
     fn write_ports(&self, f: &mut fmt::Formatter<'_>, names: &[&str]) -> fmt::Result {
         write!(f, "{:27}", "port")?;
         for _ in names {
@@ -129,18 +144,23 @@ impl fmt::Display for CopyReport {
             );
         }
         self.write_ports(f, &names)?;
+        writeln!(f)?;
+        self.write_transfers(f, &names)?;
         if let Some((p2p, classic)) = self.mode("p2p").zip(self.mode("classic")) {
             let per = classic.usp_payload_bytes as f64 / p2p.usp_payload_bytes.max(1) as f64;
             writeln!(
                 f,
-                "\nAt the upstream port: {} payload bytes classic, {} peer to peer: 1/{per:.0}. \
+                "At the upstream port: {} payload bytes classic, {} peer to peer: 1/{per:.0}. \
                  Throughput: {:.1} times.",
                 thousands(classic.usp_payload_bytes),
                 thousands(p2p.usp_payload_bytes),
                 p2p.bytes_per_second / classic.bytes_per_second,
             )?;
         }
-        Ok(())
+        match &self.talk {
+            Some(talk) => writeln!(f, "{talk}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -10,8 +10,9 @@ use super::ScenarioOptions;
 use super::media::{clear, fill, medium, verify};
 use crate::agent::Command;
 use crate::lab::{GuestNvme, Lab, LabError};
-use crate::report::{CopyReport, MeasuredMode};
+use crate::report::{CopyReport, MeasuredMode, Talk};
 use crate::topology::{MIB, Nvme, Topology, sizes};
+use crate::wait;
 
 /// What is copied where.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +27,8 @@ pub struct CopyJob<'a> {
     pub destination: &'a str,
     /// Endpoint whose memory is the buffer in mode `p2p`.
     pub buffer: &'a str,
+    /// What the talk measured, where this is an example of it.
+    pub talk: Option<Talk>,
 }
 
 /// What the guest's p2pcopy says of itself.
@@ -114,8 +117,7 @@ pub fn compare(
     let guest = lab.guest()?;
     let from = guest.nvme(job.source)?;
     let to = guest.nvme(job.destination)?;
-    let owner = guest.nvme(job.buffer)?;
-    let peer_memory = p2pmem(lab, &owner, job.buffer)?;
+    let peer_memory = &peer_memory(lab, job.buffer)?;
     prefer_sgls(lab)?;
     let mut modes = Vec::new();
     for (name, buffer) in [("classic", "memory"), ("p2p", peer_memory)] {
@@ -136,6 +138,7 @@ pub fn compare(
     let mut report = CopyReport::new(job.scenario, options.size, options.chunk, &modes);
     report.description = job.description.to_owned();
     (report.threads, report.depth) = (options.threads, options.depth);
+    report.talk = job.talk;
     report.versions = versions(lab);
     Ok(report)
 }
@@ -207,7 +210,19 @@ impl<'a> GuestCopy<'a> {
     }
 }
 
-/// The file whose mapping is peer-to-peer memory of the endpoint `name`.
+/// The file whose mapping is peer-to-peer memory of the endpoint `name`, an SSD or an NVRAM card.
+fn peer_memory(lab: &Lab, name: &str) -> Result<String, LabError> {
+    let guest = lab.guest()?;
+    if lab.devices().device(name)?.nvram().is_none() {
+        return p2pmem(lab, &guest.nvme(name)?, name).map(str::to_owned);
+    }
+    let file = format!("{}/p2pmem/allocate", guest.nvram(name)?.folder);
+    let what = format!("the p2pmem driver to publish the memory of {name}");
+    guest.wait_until(&what, &format!("[ -e {file} ]"), wait::HOTPLUG)?;
+    Ok(file)
+}
+
+/// The file whose mapping is peer-to-peer memory of the SSD `name`.
 pub(super) fn p2pmem<'a>(lab: &Lab, nvme: &'a GuestNvme, name: &str) -> Result<&'a str, LabError> {
     if let Some(p2pmem) = &nvme.p2pmem {
         return Ok(p2pmem);

@@ -8,6 +8,7 @@ pub mod bench_warm_start;
 pub mod copy;
 pub mod media;
 pub mod nvme_cmb_copy;
+pub mod nvram_copy;
 mod qemu_nvme;
 
 use std::path::PathBuf;
@@ -29,6 +30,8 @@ pub struct ScenarioOptions {
     pub threads: u32,
     /// Chunks that each thread has in flight.
     pub depth: u32,
+    /// Whose memory a copy goes through.
+    pub buffer: BufferOwner,
     /// Boot from scratch.
     pub cold: bool,
     /// Folder for files that stand for the SSDs' media; memory otherwise.
@@ -37,6 +40,18 @@ pub struct ScenarioOptions {
     pub run_directory: Option<PathBuf>,
     /// QEMU, kernel and modules of the user's own.
     pub own: OwnArtifacts,
+}
+
+/// Whose memory is the buffer of a copy between two SSDs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BufferOwner {
+    /// That of the SSD that is read.
+    #[default]
+    Source,
+    /// That of the SSD that is written.
+    Destination,
+    /// That of an SSD that takes no part otherwise.
+    Third,
 }
 
 /// What a user brings along instead of what the lab fetches.
@@ -57,6 +72,7 @@ impl Default for ScenarioOptions {
             chunk: MIB,
             threads: 2,
             depth: 4,
+            buffer: BufferOwner::Source,
             cold: false,
             media: None,
             run_directory: None,
@@ -81,6 +97,23 @@ impl OwnArtifacts {
     }
 }
 
+/// Smallest memory for a buffer: that of a copy with few small chunks fits, and Linux takes it.
+const SMALLEST_MEMORY: u64 = 64 * MIB;
+
+/// Bytes of peer-to-peer memory that a copy with these options goes through.
+fn buffer_memory(options: &ScenarioOptions) -> u64 {
+    let buffer = options
+        .chunk
+        .saturating_mul(u64::from(options.threads))
+        .saturating_mul(u64::from(options.depth));
+    // Linux takes a part of a CMB for queues if asked to, and allocates from a pool: twice is ample.
+    buffer
+        .checked_mul(2)
+        .and_then(u64::checked_next_power_of_two)
+        .unwrap_or(u64::MAX)
+        .max(SMALLEST_MEMORY)
+}
+
 /// A scenario.
 pub struct Scenario {
     /// Its name on the command line.
@@ -97,7 +130,13 @@ pub struct Scenario {
 type Run = fn(&ScenarioOptions, &mut dyn Progress) -> Result<Box<dyn Report>, LabError>;
 
 /// All scenarios.
-pub const SCENARIOS: [Scenario; 6] = [
+pub const SCENARIOS: [Scenario; 7] = [
+    Scenario {
+        name: nvram_copy::NAME,
+        summary: "copy between two NVMe SSDs, through host memory and through an NVRAM card (example 1 of the talk)",
+        fixed: &["buffer"],
+        run: |options, progress| Ok(Box::new(nvram_copy::run(options, progress)?)),
+    },
     Scenario {
         name: nvme_cmb_copy::NAME,
         summary: "copy between two NVMe SSDs, through host memory and through a CMB (example 2 of the talk)",
@@ -107,31 +146,33 @@ pub const SCENARIOS: [Scenario; 6] = [
     Scenario {
         name: bench_qemu_nvme::NAME,
         summary: "benchmark: the same copies between p2plab's SSDs and between QEMU's own, in turn",
-        fixed: &["size", "chunk", "media"],
+        fixed: &["size", "chunk", "buffer", "media"],
         run: |options, progress| Ok(Box::new(bench_qemu_nvme::run(options, progress)?)),
     },
     Scenario {
         name: bench_p2p::NAME,
         summary: "benchmark: the peer-to-peer copy beside a program on the host that copies the same files",
-        fixed: &[],
+        fixed: &["buffer"],
         run: |options, progress| Ok(Box::new(bench_p2p::run(options, progress)?)),
     },
     Scenario {
         name: bench_io::NAME,
         summary: "benchmark: reads and writes of p2plab's SSD and of QEMU's own, in turn",
-        fixed: &["size", "chunk", "threads", "depth", "media"],
+        fixed: &["size", "chunk", "threads", "depth", "buffer", "media"],
         run: |options, progress| Ok(Box::new(bench_io::run(options, progress)?)),
     },
     Scenario {
         name: bench_chunks::NAME,
         summary: "benchmark: throughput and upstream bytes against chunk size and threads",
-        fixed: &["size", "chunk", "threads", "media"],
+        fixed: &["size", "chunk", "threads", "buffer", "media"],
         run: |options, progress| Ok(Box::new(bench_chunks::run(options, progress)?)),
     },
     Scenario {
         name: bench_warm_start::NAME,
         summary: "benchmark: from the start to two bound SSDs, warm and cold",
-        fixed: &["size", "chunk", "threads", "depth", "cold", "media"],
+        fixed: &[
+            "size", "chunk", "threads", "depth", "buffer", "cold", "media",
+        ],
         run: |options, progress| Ok(Box::new(bench_warm_start::run(options, progress)?)),
     },
 ];

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::device::{DeviceOptions, NvmeOptions};
+use super::device::{DeviceOptions, NvmeOptions, NvramOptions};
 use super::error::TopologyError;
 use super::{EndpointOptions, Guest, RootPort, Switch, Topology};
 
@@ -86,6 +86,16 @@ impl TopologyBuilder {
         options: NvmeOptions,
     ) -> Self {
         self.endpoint(name, port, DeviceOptions::Nvme(options))
+    }
+
+    /// Plugs an NVRAM card into a root or downstream port.
+    pub fn nvram(
+        self,
+        name: impl Into<String>,
+        port: impl Into<String>,
+        options: NvramOptions,
+    ) -> Self {
+        self.endpoint(name, port, DeviceOptions::Nvram(options))
     }
 
     /// Sets the guest's memory in bytes.

@@ -1,6 +1,7 @@
 //! The rules that every topology keeps.
 
 mod nvme;
+mod nvram;
 
 use std::collections::HashMap;
 
@@ -80,15 +81,10 @@ impl Topology {
         self.check_depth()?;
         self.check_windows()?;
         for (index, endpoint) in self.endpoints.iter().enumerate() {
+            let (subject, window) = (Subject::Endpoint(index), self.guest.window);
             match &endpoint.device {
-                DeviceOptions::Nvme(options) => {
-                    nvme::check(
-                        Subject::Endpoint(index),
-                        endpoint,
-                        options,
-                        self.guest.window,
-                    )?;
-                }
+                DeviceOptions::Nvme(options) => nvme::check(subject, endpoint, options, window)?,
+                DeviceOptions::Nvram(options) => nvram::check(subject, endpoint, options, window)?,
             }
         }
         Ok(())

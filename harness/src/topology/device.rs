@@ -1,24 +1,31 @@
 //! The kinds of device a slot can hold, with their options.
 
+mod nvram;
+
+pub use nvram::{Nvram, NvramOptions};
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use p2plab_nvme::{CmbScheme, Fault, Metadata, WriteCacheConfig};
 use p2plab_pcie::CpuAccess;
 
-/// A device with its options. NVRAM cards and RDMA NICs will be further variants.
+/// A device with its options. RDMA NICs will be a further variant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeviceOptions {
     /// An NVMe SSD.
     Nvme(NvmeOptions),
+    /// An NVRAM card.
+    Nvram(NvramOptions),
 }
 
 impl DeviceOptions {
-    /// The word in the `device` field of a topology file: `nvme`.
+    /// The word in the `device` field of a topology file: `nvme`, `nvram`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Nvme(_) => "nvme",
+            Self::Nvram(_) => "nvram",
         }
     }
 }

@@ -205,14 +205,16 @@ pub enum TopologyFault {
     },
     /// The BARs of an endpoint do not fit behind its port.
     #[error(
-        "CMB and PMR of `{endpoint}` take {} and do not fit into a window of {}; set `window = \"{}\"` under \
+        "{what} of `{endpoint}` takes {} and does not fit into a window of {}; set `window = \"{}\"` under \
          [guest] or make them smaller",
         sizes::format(*.bar), sizes::format(*.window), sizes::format(*.wanted)
     )]
     WindowTooSmall {
+        /// What of it.
+        what: &'static str,
         /// The endpoint.
         endpoint: String,
-        /// Bytes of its CMB's and PMR's BARs.
+        /// Bytes of its BARs.
         bar: u64,
         /// Bytes of the window.
         window: u64,

@@ -48,8 +48,13 @@ impl Topology {
 }
 
 fn check_endpoint(endpoint: &EndpointOptions) -> Result<(), TopologyError> {
-    let DeviceOptions::Nvme(options) = &endpoint.device;
     let owner = format!("endpoint `{}`", endpoint.name);
+    let options = match &endpoint.device {
+        DeviceOptions::Nvme(options) => options,
+        DeviceOptions::Nvram(card) => {
+            return check_backing("file", &owner, &card.backing, card.size);
+        }
+    };
     for namespace in &options.namespaces {
         check_backing("file", &owner, &namespace.backing, namespace.size)?;
     }

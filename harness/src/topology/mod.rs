@@ -34,10 +34,13 @@ use std::path::PathBuf;
 
 pub use builder::TopologyBuilder;
 pub use device::{
-    Backing, CmbOptions, DeviceOptions, Interrupts, NamespaceOptions, Nvme, NvmeOptions, PmrOptions,
+    Backing, CmbOptions, DeviceOptions, Interrupts, NamespaceOptions, Nvme, NvmeOptions, Nvram,
+    NvramOptions, PmrOptions,
 };
 /// How a guest finds a CMB, and what commands may meet: the NVMe model's own.
 pub use p2plab_nvme::{CmbScheme, Fault, FaultEffect, Metadata, WriteCacheConfig};
+/// What can be broken of an NVRAM card: the model's own.
+pub use p2plab_nvram::Fault as NvramFault;
 
 pub use error::{Place, TopologyError, TopologyFault};
 pub use sizes::{GIB, KIB, MIB};

@@ -4,6 +4,7 @@
 //! have been right.
 
 mod nvme;
+mod nvram;
 
 pub(super) use nvme::{EFFECTS, METADATA};
 
@@ -12,11 +13,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use p2plab_pcie::CpuAccess;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::check::Subject;
-use super::device::DeviceOptions;
+use super::device::{Backing, DeviceOptions, Interrupts};
 use super::error::{Place, TopologyError, TopologyFault, hint};
 use super::{EndpointOptions, Guest, RootPort, Switch, Topology, sizes, times};
 
@@ -37,7 +39,7 @@ const GUEST: &[&str] = &[
 ];
 const ROOT_PORT: &[&str] = &["name"];
 const SWITCH: &[&str] = &["name", "below", "ports"];
-const DEVICES: &[&str] = &["nvme"];
+const DEVICES: &[&str] = &["nvme", "nvram"];
 /// No topology needs more; a file of any size is not read into memory.
 const MAX_FILE: u64 = sizes::MIB;
 
@@ -177,17 +179,41 @@ impl Reader {
     }
 
     fn endpoint(&mut self, index: usize, value: &Value<'_>) -> Read<EndpointOptions> {
-        const CONTEXT: &str = "an nvme endpoint";
         // The device decides which fields there are, so it is looked at first.
         let device = Fields::unchecked("an endpoint", value)?;
-        device.word("device", "device = \"nvme\"", DEVICES)?;
-        let fields = Fields::of(CONTEXT, value, nvme::FIELDS)?;
+        let kind = device.word("device", "device = \"nvme\"", DEVICES)?;
+        let (context, valid) = match kind {
+            "nvram" => ("an nvram endpoint", nvram::FIELDS),
+            _ => ("an nvme endpoint", nvme::FIELDS),
+        };
+        let fields = Fields::of(context, value, valid)?;
         fields.note(Subject::Endpoint(index), self);
         Ok(EndpointOptions {
             name: fields.text("name", "name = \"ssd0\"")?,
             port: fields.text("port", "port = \"sw0.0\"")?,
-            device: DeviceOptions::Nvme(self.nvme(&fields)?),
+            device: match kind {
+                "nvram" => DeviceOptions::Nvram(self.nvram(&fields)?),
+                _ => DeviceOptions::Nvme(self.nvme(&fields)?),
+            },
         })
+    }
+
+    fn backing(&self, fields: &Fields<'_>) -> Read<Backing> {
+        let create = fields.flag("create")?;
+        match self.path(fields, "file")? {
+            Some(path) => Ok(Backing::File {
+                path,
+                create: create.unwrap_or(false),
+            }),
+            None if create.is_some() => {
+                let fault = TopologyFault::Needs {
+                    field: "create",
+                    needs: "file",
+                };
+                Err((fields.span("create"), fault.into()))
+            }
+            None => Ok(Backing::Memory),
+        }
     }
 
     /// A path, made absolute from the file's folder.
@@ -212,6 +238,30 @@ fn switch(fields: &Fields<'_>) -> Read<Switch> {
             .list("ports")?
             .ok_or_else(|| fields.missing("ports", "ports = [\"sw0.0\", \"sw0.1\"]"))?,
     })
+}
+
+fn cpu(fields: &Fields<'_>) -> Read<Option<CpuAccess>> {
+    if fields.get("cpu").is_none() {
+        return Ok(None);
+    }
+    Ok(Some(
+        match fields.word("cpu", "", &["trapped", "mapped"])? {
+            "mapped" => CpuAccess::Mapped,
+            _ => CpuAccess::Trapped,
+        },
+    ))
+}
+
+fn interrupts(fields: &Fields<'_>) -> Read<Option<Interrupts>> {
+    if fields.get("interrupts").is_none() {
+        return Ok(None);
+    }
+    Ok(Some(
+        match fields.word("interrupts", "", &["msix", "intx"])? {
+            "intx" => Interrupts::IntX,
+            _ => Interrupts::MsiX,
+        },
+    ))
 }
 
 /// A table with the names that its fields may have.

@@ -1,3 +1,5 @@
+mod nvram;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -64,6 +66,7 @@ fn the_examples_are_good() {
         [
             "cascaded",
             "nvme-cmb-copy",
+            "nvram",
             "one-switch",
             "tools",
             "two-root-ports"
@@ -83,7 +86,7 @@ fn mistakes_are_named_with_their_place_and_their_cure() {
         (
             "\"nvme\"",
             "\"nvm\"",
-            "lab.toml:12:10: `nvm` is not a value of `device`; did you mean `nvme`?",
+            "lab.toml:12:10: `nvm` is not a value of `device`; did you mean `nvme`",
         ),
         ("\"mapped\"", "\"x\"", "valid are `trapped`, `mapped`"),
         (
@@ -498,7 +501,9 @@ fn packages_are_names_and_need_the_system_image() {
 fn paths_are_relative_to_the_file() {
     let text = GOOD.replace("size = \"1GiB\"", "size = \"1GiB\"\nfile = \"disk\"");
     let topology = Topology::from_toml_text(&text, Path::new("/labs/lab.toml")).unwrap();
-    let DeviceOptions::Nvme(options) = &topology.endpoints[0].device;
+    let DeviceOptions::Nvme(options) = &topology.endpoints[0].device else {
+        panic!("{topology:?}");
+    };
     let path = PathBuf::from("/labs/disk");
     assert_eq!(
         options.namespaces[0].backing,

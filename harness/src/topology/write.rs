@@ -7,7 +7,7 @@ use p2plab_nvme::{CmbScheme, Fault, FaultEffect};
 use p2plab_pcie::CpuAccess;
 
 use super::device::{
-    Backing, CmbOptions, DeviceOptions, NamespaceOptions, NvmeOptions, PmrOptions,
+    Backing, CmbOptions, DeviceOptions, NamespaceOptions, NvmeOptions, NvramOptions, PmrOptions,
 };
 use super::read::{EFFECTS, METADATA};
 use super::{EndpointOptions, Guest, Topology};
@@ -63,6 +63,7 @@ fn write_endpoint(text: &mut String, endpoint: &EndpointOptions) {
     field(text, "device", quoted(endpoint.device.kind()));
     match &endpoint.device {
         DeviceOptions::Nvme(options) => write_nvme(text, options),
+        DeviceOptions::Nvram(options) => write_nvram(text, options),
     }
 }
 
@@ -96,6 +97,19 @@ fn write_nvme(text: &mut String, options: &NvmeOptions) {
     if !options.faults.is_empty() {
         field(text, "faults", tables(options.faults.iter().map(fault)));
     }
+}
+
+fn write_nvram(text: &mut String, options: &NvramOptions) {
+    field(text, "size", size(options.size));
+    for (name, value) in backing(&options.backing) {
+        field(text, name, value);
+    }
+    let (name, word) = cpu(options.cpu_access);
+    field(text, name, word);
+    field(text, "armed", options.armed);
+    field(text, "interrupts", quoted(options.interrupts.word()));
+    let faults = options.faults.iter().map(|fault| fault.name().to_owned());
+    field(text, "faults", list(&faults.collect::<Vec<_>>()));
 }
 
 type Pairs = Vec<(&'static str, String)>;

@@ -1,19 +1,18 @@
 //! Where a namespace's bytes are: in a file. Memory is a file, too (a memfd), and so is nothing at all (the host's
 //! `/dev/zero`), so that there is one data path.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use p2plab_pcie::{DmaBuffers, SparseMemory};
+use p2plab_pcie::{DmaBuffers, Mistakes, SparseMemory, claim_file, keep_new_file};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use rustix::io::Errno;
 
 use crate::config::{Backing, NamespaceConfig, NvmeError};
-use crate::counters::Mistakes;
 
 /// Reads as zeros without end, and forgets what is written to it.
 const NOTHING: &str = "/dev/zero";
@@ -202,7 +201,7 @@ impl Medium {
                     .open(path)?;
                 file.set_len(size)?;
                 if is_new {
-                    settle(&file, path)?;
+                    keep_new_file(&file, path)?;
                 }
                 Ok(file)
             }
@@ -265,40 +264,6 @@ fn nothing() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(NOTHING)
 }
 
-/// Makes a file that was just created survive a loss of power: itself, and its name in its folder.
-pub(crate) fn settle(file: &File, path: &Path) -> io::Result<()> {
-    file.sync_all()?;
-    let folder = path.parent().filter(|folder| *folder != Path::new(""));
-    let folder = File::open(folder.unwrap_or(Path::new(".")));
-    // Some file systems have no folders to flush, and some folders may not be read: the file is there in any case.
-    if let Err(error) = folder.and_then(|folder| folder.sync_all()) {
-        tracing::debug!(%error, ?path, "the folder of a new file cannot be flushed");
-    }
-    Ok(())
-}
-
-/// Takes a file for as long as it is open, alone or with other readers: two controllers that write the same file would each
-/// destroy what the other has acknowledged.
-pub(crate) fn claim(file: &File, with_others: bool) -> io::Result<()> {
-    let taken = if with_others {
-        file.try_lock_shared()
-    } else {
-        file.try_lock()
-    };
-    match taken {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => Err(io::Error::new(
-            io::ErrorKind::ResourceBusy,
-            "another lab, or another SSD of this one, has it",
-        )),
-        // Some file systems have no locks, and work without.
-        Err(TryLockError::Error(error)) => {
-            tracing::warn!(%error, "a file cannot be locked; see that no other lab uses it");
-            Ok(())
-        }
-    }
-}
-
 fn open_file(
     nsid: u32,
     path: &Path,
@@ -324,12 +289,12 @@ fn open_file(
             .create_new(true)
             .open(path);
         let file = file.map_err(open)?;
-        let made = file.set_len(size).and_then(|()| settle(&file, path));
+        let made = file.set_len(size).and_then(|()| keep_new_file(&file, path));
         if let Err(source) = made {
             let _ = std::fs::remove_file(path);
             return Err(NvmeError::Allocate { nsid, size, source });
         }
-        claim(&file, false).map_err(open)?;
+        claim_file(&file, false).map_err(open)?;
         return Ok((file, size));
     }
     let mut file = OpenOptions::new()
@@ -337,7 +302,7 @@ fn open_file(
         .write(!read_only)
         .open(path)
         .map_err(open)?;
-    claim(&file, read_only).map_err(open)?;
+    claim_file(&file, read_only).map_err(open)?;
     // The end, not the metadata's length: that of a block device is 0.
     let actual = file.seek(SeekFrom::End(0)).map_err(open)?;
     let wanted = size.unwrap_or(actual);

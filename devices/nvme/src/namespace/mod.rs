@@ -21,7 +21,7 @@ use crate::locks::{lock, read, write};
 use crate::spec::status::Status;
 use crate::write_cache::WriteCache;
 
-pub(crate) use backing::{Medium, claim, settle};
+pub(crate) use backing::Medium;
 pub(crate) use format::{FORMATS, Format, METADATA};
 pub(crate) use protection::Protection;
 pub(crate) use uncorrectable::Uncorrectable;

@@ -73,6 +73,7 @@ pub(super) fn check(
     let bars = bars.saturating_add(options.pmr.as_ref().map_or(0, |pmr| pmr.size));
     if bars > window {
         let fault = TopologyFault::WindowTooSmall {
+            what: "memory (CMB and PMR)",
             endpoint: endpoint.name.clone(),
             bar: bars,
             window,

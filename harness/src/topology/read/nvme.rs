@@ -3,13 +3,10 @@
 use p2plab_nvme::spec::names::{ADMIN_OPCODES, IO_OPCODES, STATUSES};
 use p2plab_nvme::spec::status::Status;
 use p2plab_nvme::{CmbScheme, Fault as NvmeFault, FaultEffect, Metadata, WriteCacheConfig};
-use p2plab_pcie::CpuAccess;
 
-use super::super::device::{
-    Backing, CmbOptions, Interrupts, NamespaceOptions, NvmeOptions, PmrOptions,
-};
+use super::super::device::{Backing, CmbOptions, NamespaceOptions, NvmeOptions, PmrOptions};
 use super::super::error::{TopologyFault, hint};
-use super::{Fields, Read, Reader, Value, integer, wrong_type};
+use super::{Fields, Read, Reader, Value, cpu, integer, interrupts, wrong_type};
 
 pub(super) const FIELDS: &[&str] = &[
     "name",
@@ -95,13 +92,6 @@ impl Reader {
                 values.into_iter().map(read).collect::<Read<_>>()?
             }
         };
-        let interrupts = match fields.get("interrupts") {
-            Some(_) => match fields.word("interrupts", "", &["msix", "intx"])? {
-                "intx" => Interrupts::IntX,
-                _ => Interrupts::MsiX,
-            },
-            None => Interrupts::default(),
-        };
         let faults = fields.tables("faults", "faults = [{ opcode = \"write\", ... }]")?;
         let default = NvmeOptions::memory(0);
         Ok(NvmeOptions {
@@ -112,7 +102,7 @@ impl Reader {
             pmr: fields.get("pmr").map(|v| self.pmr(v)).transpose()?,
             faults: faults.into_iter().map(fault).collect::<Read<_>>()?,
             io_queues: fields.number("io_queues")?.unwrap_or(default.io_queues),
-            interrupts,
+            interrupts: interrupts(fields)?.unwrap_or(default.interrupts),
             serial: fields.optional_text("serial")?,
         })
     }
@@ -143,24 +133,6 @@ impl Reader {
             read_only: fields.flag("read_only")?.unwrap_or(default.read_only),
             block_size: fields.number("block_size")?.unwrap_or(default.block_size),
         })
-    }
-
-    fn backing(&self, fields: &Fields<'_>) -> Read<Backing> {
-        let create = fields.flag("create")?;
-        match self.path(fields, "file")? {
-            Some(path) => Ok(Backing::File {
-                path,
-                create: create.unwrap_or(false),
-            }),
-            None if create.is_some() => {
-                let fault = TopologyFault::Needs {
-                    field: "create",
-                    needs: "file",
-                };
-                Err((fields.span("create"), fault.into()))
-            }
-            None => Ok(Backing::Memory),
-        }
     }
 
     fn pmr(&self, value: &Value<'_>) -> Read<PmrOptions> {
@@ -196,18 +168,6 @@ fn write_cache(fields: &Fields<'_>) -> Read<Option<WriteCacheConfig>> {
         }
         None => Ok(None),
     }
-}
-
-fn cpu(fields: &Fields<'_>) -> Read<Option<CpuAccess>> {
-    if fields.get("cpu").is_none() {
-        return Ok(None);
-    }
-    Ok(Some(
-        match fields.word("cpu", "", &["trapped", "mapped"])? {
-            "mapped" => CpuAccess::Mapped,
-            _ => CpuAccess::Trapped,
-        },
-    ))
 }
 
 fn cmb(value: &Value<'_>) -> Read<CmbOptions> {
