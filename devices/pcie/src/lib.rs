@@ -46,6 +46,7 @@ pub mod tlp;
 pub mod traffic;
 pub mod tree;
 
+pub use config::initiates_flr;
 pub use counters::COUNTING;
 pub use endpoint::{
     BarBacking, BarDeclaration, CpuAccess, Declaration, Endpoint, Identity, MsixDeclaration,

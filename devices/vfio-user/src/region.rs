@@ -1,6 +1,6 @@
 //! The regions of a PCI device: its BARs and config space.
 
-use p2plab_pcie::{BarBacking, CpuAccess, Function, OutOfBounds};
+use p2plab_pcie::{BarBacking, CpuAccess, Function, OutOfBounds, initiates_flr};
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
     VFIO_PCI_BAR5_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_VGA_REGION_INDEX,
@@ -240,6 +240,23 @@ pub(crate) fn write_multiple(target: &dyn Target, payload: &[u8]) -> Result<(), 
     result
 }
 
+/// Base Address Registers in config space.
+const BARS: (u64, usize) = (0x10, 24);
+
+/// A Function Level Reset clears the BARs, and whoever asked for it sets them again. The guest of a client such as QEMU
+/// does not: the client answers for the BARs itself and knows nothing of the reset, so the guest finds them as they
+/// were. Linux's vfio-pci, behind which a device is reset in the same way, restores them, and so do we.
+fn config_write(target: &dyn Target, offset: u64, data: &[u8]) -> Result<(), OutOfBounds> {
+    let at = usize::try_from(offset).map_err(|_| OutOfBounds)?;
+    if !initiates_flr(at, data) {
+        return target.config_write(offset, data);
+    }
+    let mut bars = [0; BARS.1];
+    target.config_read(BARS.0, &mut bars)?;
+    target.config_write(offset, data)?;
+    target.config_write(BARS.0, &bars)
+}
+
 fn write_one(
     target: &dyn Target,
     access: &wire::RegionAccess,
@@ -255,7 +272,7 @@ fn write_one(
     }
     match region {
         Region::Bar(bar) => target.bar_write(bar, access.offset, data).map_err(outside),
-        Region::Config => target.config_write(access.offset, data).map_err(outside),
+        Region::Config => config_write(target, access.offset, data).map_err(outside),
         Region::Absent => Err(Errno::INVAL),
     }
 }

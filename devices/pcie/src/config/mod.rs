@@ -141,8 +141,7 @@ impl ConfigSpace {
     /// Writes `data` at `offset`: each bit as its mask allows.
     pub(crate) fn write(&mut self, offset: usize, data: &[u8]) -> ConfigChange {
         let before = self.decode_state();
-        let flr_requested = written(offset, data, usize::from(DEVICE_CONTROL) + 1)
-            .is_some_and(|byte| byte & (DEVCTL_INITIATE_FLR >> 8) as u8 != 0);
+        let flr_requested = initiates_flr(offset, data);
         let power_state = self.u16_at(PM_CONTROL_STATUS) & PM_POWER_STATE;
         for (index, new) in data.iter().enumerate() {
             let byte = offset
@@ -303,6 +302,13 @@ impl ConfigSpace {
             byte.value = *new;
         }
     }
+}
+
+/// Whether a config write initiates a Function Level Reset, in a function that was declared here.
+#[must_use]
+pub fn initiates_flr(offset: usize, data: &[u8]) -> bool {
+    written(offset, data, usize::from(DEVICE_CONTROL) + 1)
+        .is_some_and(|byte| byte & (DEVCTL_INITIATE_FLR >> 8) as u8 != 0)
 }
 
 /// The byte that a write of `data` at `offset` puts at `at`, if it does.

@@ -121,6 +121,9 @@ impl Target for Fake {
         let mut config = self.config.lock().unwrap();
         let range = range(&config, offset, data.len())?;
         config[range].copy_from_slice(data);
+        if p2plab_pcie::initiates_flr(offset as usize, data) {
+            config.fill(0);
+        }
         Ok(())
     }
 

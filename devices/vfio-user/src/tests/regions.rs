@@ -32,6 +32,20 @@ fn a_posted_write_is_done_before_the_next_read() {
     );
 }
 
+/// Initiate Function Level Reset is bit 15 of Device Control, at 0x68 in a function of ours.
+#[test]
+fn bars_outlive_a_function_level_reset() {
+    let mut raw = Raw::new();
+    let bars = [7; 24];
+    raw.call(REGION_WRITE, &write(0x10, 7, &bars)).unwrap();
+    raw.call(REGION_WRITE, &write(0x4, 7, &[6])).unwrap();
+    raw.call(REGION_WRITE, &write(0x68, 7, &[0, 0x80])).unwrap();
+    let read = raw.call(REGION_READ, &access(0x10, 7, 24)).unwrap();
+    assert_eq!(read, write(0x10, 7, &bars));
+    let read = raw.call(REGION_READ, &access(0x4, 7, 1)).unwrap();
+    assert_eq!(read, write(0x4, 7, &[0]), "all else is reset");
+}
+
 #[test]
 fn accesses_outside_are_refused() {
     let mut raw = Raw::new();
