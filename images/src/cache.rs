@@ -4,6 +4,7 @@
 //! CACHE/lock            exclusive while a process fills the cache
 //! CACHE/in-use          shared by every process that runs on the cache
 //! CACHE/artifacts/      one directory for each unpacked set of packages
+//! CACHE/builds/         kernel modules as they are built, kept so that only what changed is compiled again
 //! CACHE/initramfs/      archives by hash of their contents
 //! CACHE/base-images/    saved guests, by the harness
 //! CACHE/runs/           run directories, by the harness
@@ -241,7 +242,14 @@ impl Cache {
 }
 
 /// Directories of the cache, by all crates of the project.
-const OURS: [&str; 5] = ["artifacts", "initramfs", "base-images", "runs", "shares"];
+const OURS: [&str; 6] = [
+    "artifacts",
+    "builds",
+    "initramfs",
+    "base-images",
+    "runs",
+    "shares",
+];
 
 /// Removes the cache; see [`Cache::clean`].
 ///

@@ -258,6 +258,10 @@ pub enum ArtifactError {
         detail: String,
     },
 
+    /// A kernel module could not be built.
+    #[error(transparent)]
+    Build(#[from] crate::kernel_build::BuildError),
+
     /// A file for the initramfs has a name or size that its format cannot hold.
     #[error("cannot put {name} into the initramfs: {detail}")]
     Initramfs {

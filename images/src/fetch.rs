@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::apt::{Apt, Deb};
 use crate::cache::Cache;
 use crate::manifest::{IMAGE_TOOLS, Manifest, PackageSet, SYSTEM};
-use crate::{ArtifactError, Progress, child, kernel, qemu, system_image};
+use crate::{ArtifactError, Progress, child, kernel, kernel_build, qemu, system_image};
 
 /// MiB that a fetch of everything needs at its peak: packages, lists and what is unpacked.
 pub(crate) const NEEDED_MIB: u64 = 900;
@@ -101,6 +101,10 @@ pub(crate) fn provide(
             .filter(|s| missing.contains(&manifest.directory(s)))
             .collect();
         let done = fetch(manifest, &wanted, dir, progress).and_then(|()| {
+            for name in &wanted {
+                let set = dir.join(manifest.directory(name));
+                kernel_build::prepare(name, &set, manifest.source_members(), progress)?;
+            }
             if !wanted.contains(&SYSTEM) {
                 return Ok(());
             }
@@ -305,7 +309,7 @@ fn inspect(
     drop_privilege_bits(&root);
     let mut facts = BTreeMap::new();
     if let Some(release) = &job.release {
-        let config = kernel::packaged_dir(&root, release).join("config");
+        let config = kernel::packaged_config(&root, release);
         let text = fs::read_to_string(&config)
             .map_err(|_| ArtifactError::CacheDamaged { path: config })?;
         if !job

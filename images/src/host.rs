@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::apt::keyring;
 use crate::fetch::{NEEDED_MIB, Resolved};
-use crate::{ArtifactError, Cache, Kernel, Manifest, Overrides, Qemu};
+use crate::{ArtifactError, Cache, Kernel, Manifest, Overrides, Qemu, manifest};
 
 /// Memory that a guest of ordinary size and its QEMU want, in MiB.
 const WANTED_MEMORY_MIB: u64 = 2048;
@@ -232,9 +232,12 @@ impl fmt::Display for HostReport {
             writeln!(f, "  {name:<11} {what} - {purpose}")?;
         }
         for (name, purpose, what) in &self.on_demand {
-            let what = what
-                .as_deref()
-                .unwrap_or("fetched when a topology asks for it, or by p2plab fetch --system");
+            let option = match name.as_str() {
+                manifest::SYSTEM | manifest::IMAGE_TOOLS => "--system",
+                _ => "--toolchain",
+            };
+            let none = format!("fetched when it is asked for, or by p2plab fetch {option}");
+            let what = what.as_deref().unwrap_or(&none);
             writeln!(f, "  {name:<11} {what} - {purpose}")?;
         }
         writeln!(f, "Will be used")?;

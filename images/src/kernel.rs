@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::fetch::hash_file;
-use crate::{ArtifactError, ModulesDir};
+use crate::{ArtifactError, ModulesDir, kernel_build};
 
 /// A kernel that a guest can boot.
 #[derive(Debug, Clone)]
@@ -18,6 +18,10 @@ pub struct Kernel {
     pub modules: Option<ModulesDir>,
     /// Its configuration, if one was found.
     pub config: Option<PathBuf>,
+    /// Where modules for it are built, if it is the user's own and that is known: a kernel tree.
+    pub build_tree: Option<PathBuf>,
+    /// Whether it is the user's own.
+    pub is_own: bool,
     /// Changes with the kernel and its modules.
     pub(crate) identity: String,
 }
@@ -25,6 +29,15 @@ pub struct Kernel {
 /// `lib/modules/RELEASE` as Debian's packages unpack it.
 pub(crate) fn packaged_dir(root: &Path, release: &str) -> PathBuf {
     root.join("usr/lib/modules").join(release)
+}
+
+/// The configuration of a kernel, of which a set has the image or the headers.
+pub(crate) fn packaged_config(root: &Path, release: &str) -> PathBuf {
+    let headers = kernel_build::headers_dir(root, release).join(".config");
+    if headers.is_file() {
+        return headers;
+    }
+    packaged_dir(root, release).join("config")
 }
 
 impl Kernel {
@@ -46,7 +59,10 @@ impl Kernel {
             modules: Some(ModulesDir {
                 path: dir,
                 release: release.to_owned(),
+                replaced: Default::default(),
             }),
+            build_tree: None,
+            is_own: false,
             identity,
         })
     }
@@ -68,6 +84,8 @@ impl Kernel {
         let identity = format!("{}-{fingerprint}", hash_file(image)?);
         let image = std::path::absolute(image).unwrap_or_else(|_| image.to_owned());
         Ok(Self {
+            build_tree: find_build_tree(&image, modules.as_ref()),
+            is_own: true,
             image,
             release,
             modules,
@@ -128,7 +146,21 @@ fn find_config(image: &Path, release: &str, modules: Option<&ModulesDir>) -> Opt
     places.into_iter().find(|p| p.is_file())
 }
 
-fn require_p2pdma(kernel: &Path, config: &Path) -> Result<(), ArtifactError> {
+/// The kernel tree that the modules' link `build` leads to, or that the image lies in.
+fn find_build_tree(image: &Path, modules: Option<&ModulesDir>) -> Option<PathBuf> {
+    let linked = modules.map(|modules| modules.path.join("build"));
+    let image = fs::canonicalize(image).ok()?;
+    let built = image
+        .parent()
+        .filter(|beside| beside.ends_with("arch/x86/boot") || beside.ends_with("arch/x86_64/boot"));
+    let around = built
+        .and_then(|beside| beside.ancestors().nth(3))
+        .map(Path::to_path_buf);
+    let mut trees = linked.into_iter().chain(around);
+    trees.find(|tree| tree.join("Makefile").is_file())
+}
+
+pub(crate) fn require_p2pdma(kernel: &Path, config: &Path) -> Result<(), ArtifactError> {
     let text = fs::read_to_string(config).unwrap_or_default();
     // Only a file that is a kernel configuration can say that the option is off.
     let is_config = text.lines().any(|l| l.starts_with("CONFIG_X86"));

@@ -9,6 +9,7 @@
 //! | `manifest`, `mirror`, `apt`, `fetch` | which packages, from where, and how they get into the cache |
 //! | `cache` | locks; that what appears in the cache is whole |
 //! | `qemu`, `kernel`, `modules` | how to use what was fetched, or what the user brings |
+//! | `kernel_build` | kernel modules, built without root: drivers of `guest-kernel/`, and the kernel's own with patches |
 //! | `cpio`, `elf`, `initramfs` | the guest's userland |
 //! | `system_image` | Debian's own tools for the guest, a read-only disk for topologies that ask for it |
 //! | `guest_programs` | the agent and p2pcopy, built by `build.rs` from `guest/` |
@@ -27,6 +28,7 @@ mod guest_programs;
 mod host;
 mod initramfs;
 mod kernel;
+mod kernel_build;
 mod manifest;
 mod mirror;
 mod modules;
@@ -41,7 +43,10 @@ pub use fetch::{Resolved, ResolvedPackage};
 pub use host::{Accelerator, HostReport, accelerator};
 pub use initramfs::{Initramfs, InitramfsSpec, MODULE_LIST};
 pub use kernel::Kernel;
-pub use manifest::{Manifest, PackageSet, Source};
+pub use kernel_build::{
+    BuildError, BuildTarget, BuiltModule, ModuleBuilder, ModuleSource, Strictness, module_sources,
+};
+pub use manifest::{KernelPackages, Manifest, PackageSet, Source};
 pub use modules::{Module, ModulesDir};
 pub use progress::{Progress, Silent, Terminal};
 pub use qemu::Qemu;

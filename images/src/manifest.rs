@@ -21,12 +21,36 @@ pub struct Manifest {
     /// The sets that some topologies ask for: `system`, and `imagetools` that makes an image of it.
     #[serde(default)]
     pub on_demand: BTreeMap<String, PackageSet>,
+    /// What kernel modules are built against.
+    pub modules: Option<KernelPackages>,
+}
+
+/// The packages of any one kernel that modules are built against.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelPackages {
+    /// Its headers. `{release}` and `{version}`, which is the release without the architecture, stand for its own.
+    pub headers: Vec<String>,
+    /// Its source, an archive in `/usr/src`. `{series}` stands for the first two numbers of its release.
+    pub source: String,
+    /// What is kept of the archive: paths in the source tree.
+    pub members: Vec<String>,
+    /// Kernels other than the guest's: package names with one `*`, of which the newest match counts.
+    pub older: Vec<String>,
 }
 
 /// The set that becomes the guest's system image.
 pub(crate) const SYSTEM: &str = "system";
 /// The set with mkfs.erofs.
 pub(crate) const IMAGE_TOOLS: &str = "imagetools";
+/// The set that kernel modules are built with.
+pub(crate) const TOOLCHAIN: &str = "toolchain";
+/// The set with the headers of the guest's kernel; those of an older one are `headers-SERIES`.
+pub(crate) const HEADERS: &str = "headers";
+/// The set with sources of the guest's kernel; those of an older one are `source-SERIES`.
+pub(crate) const SOURCE: &str = "source";
+/// What stands before the release in the name of a package with headers.
+const HEADERS_PREFIX: &str = "linux-headers-";
 
 /// Debian suites by name; no hosts.
 #[derive(Debug, Clone, Deserialize)]
@@ -78,8 +102,9 @@ impl Manifest {
     ///
     /// [`ArtifactError::Manifest`] if it is no TOML, or if a field is missing, unknown or inconsistent.
     pub fn parse(text: &str) -> Result<Self, ArtifactError> {
-        let manifest: Self =
+        let mut manifest: Self =
             toml::from_str(text).map_err(|e| ArtifactError::Manifest(e.to_string()))?;
+        manifest.add_older_headers();
         if !manifest.source.suites.contains(&manifest.source.prefer) {
             return Err(ArtifactError::Manifest(format!(
                 "source.prefer = {:?} is not one of source.suites",
@@ -106,6 +131,82 @@ impl Manifest {
         self
     }
 
+    /// Makes a set of each pattern of `modules.older`, such as `headers-7.2`.
+    fn add_older_headers(&mut self) {
+        let Some(modules) = &self.modules else {
+            return;
+        };
+        let requires_config = self
+            .sets
+            .get("kernel")
+            .map(|kernel| &kernel.requires_config);
+        for pattern in &modules.older {
+            let series = series(pattern.strip_prefix(HEADERS_PREFIX).unwrap_or(pattern));
+            let set = PackageSet {
+                purpose: format!("headers of kernel {series}, to build modules"),
+                packages: modules.headers.clone(),
+                dependencies: false,
+                newest: Some(pattern.clone()),
+                prefix: HEADERS_PREFIX.to_owned(),
+                requires_config: requires_config.cloned().unwrap_or_default(),
+            };
+            self.on_demand.insert(format!("{HEADERS}-{series}"), set);
+        }
+    }
+
+    /// Names of the sets with headers of kernels other than the guest's.
+    pub(crate) fn older_headers(&self) -> Vec<String> {
+        let older = format!("{HEADERS}-");
+        let names = self
+            .on_demand
+            .keys()
+            .filter(|name| name.starts_with(&older));
+        names.cloned().collect()
+    }
+
+    /// Adds the set [`HEADERS`] for the guest's kernel of that release, in that version of its packages.
+    #[must_use]
+    pub(crate) fn with_headers(mut self, release: &str, debian: &str) -> Self {
+        if let Some(modules) = &self.modules {
+            let names = modules.headers.iter();
+            let set = PackageSet {
+                purpose: "headers of the guest's kernel, to build modules".to_owned(),
+                packages: names
+                    .map(|name| format!("{}={debian}", with_release(name, release)))
+                    .collect(),
+                ..PackageSet::fixed()
+            };
+            self.on_demand.insert(HEADERS.to_owned(), set);
+        }
+        self
+    }
+
+    /// Adds the set `name` with sources of the kernel of that release, in that version of its packages.
+    #[must_use]
+    pub(crate) fn with_source(mut self, name: &str, release: &str, debian: &str) -> Self {
+        if let Some(modules) = &self.modules {
+            let package = modules.source.replace("{series}", &series(release));
+            let set = PackageSet {
+                purpose: format!(
+                    "sources of kernel {}, to build its drivers with patches",
+                    series(release)
+                ),
+                packages: vec![format!("{package}={debian}")],
+                ..PackageSet::fixed()
+            };
+            self.on_demand.insert(name.to_owned(), set);
+        }
+        self
+    }
+
+    /// Of the kernel's source, what is kept.
+    pub(crate) fn source_members(&self) -> &[String] {
+        let modules = self.modules.as_ref();
+        modules
+            .map(|modules| modules.members.as_slice())
+            .unwrap_or_default()
+    }
+
     /// The set of that name.
     ///
     /// # Errors
@@ -130,6 +231,9 @@ impl Manifest {
         if name == SYSTEM {
             hash.update(system_image::LAYOUT);
         }
+        if name.starts_with(SOURCE) {
+            hash.update(format!("{:?}", self.source_members()));
+        }
         let digest: String = hash
             .finalize()
             .iter()
@@ -140,7 +244,39 @@ impl Manifest {
     }
 }
 
+/// The first two numbers of a release: `7.3` of `7.3.4+deb13-amd64`.
+fn series(release: &str) -> String {
+    let mut numbers = release.splitn(3, '.');
+    let (major, minor) = (numbers.next(), numbers.next());
+    format!(
+        "{}.{}",
+        major.unwrap_or_default(),
+        minor.unwrap_or_default()
+    )
+}
+
+/// A package's name with the release, and the release without its architecture, in their places.
+fn with_release(name: &str, release: &str) -> String {
+    let version = release
+        .rsplit_once('-')
+        .map_or(release, |(version, _)| version);
+    name.replace("{release}", release)
+        .replace("{version}", version)
+}
+
 impl PackageSet {
+    /// A set to be given packages that need no further ones.
+    fn fixed() -> Self {
+        Self {
+            purpose: String::new(),
+            packages: Vec::new(),
+            dependencies: false,
+            newest: None,
+            prefix: String::new(),
+            requires_config: Vec::new(),
+        }
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.packages.is_empty() {
             return Err("packages is empty".into());
@@ -187,7 +323,7 @@ impl PackageSet {
     pub fn names(&self, release: &str) -> Vec<String> {
         self.packages
             .iter()
-            .map(|p| p.replace("{release}", release))
+            .map(|p| with_release(p, release))
             .collect()
     }
 }

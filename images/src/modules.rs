@@ -25,6 +25,8 @@ pub struct ModulesDir {
     pub path: PathBuf,
     /// The kernel's release, as `uname -r` prints it.
     pub release: String,
+    /// Modules that come from elsewhere, by name: others in the place of those in the directory, or further ones.
+    pub replaced: BTreeMap<String, PathBuf>,
 }
 
 /// A module ready to go into an initramfs.
@@ -64,6 +66,7 @@ impl ModulesDir {
             .map(|path| Self {
                 path,
                 release: release.to_owned(),
+                replaced: BTreeMap::new(),
             })
             .ok_or_else(|| ArtifactError::NoModules {
                 path: dir.to_owned(),
@@ -121,7 +124,20 @@ impl ModulesDir {
         for part in ["kernel", "extra", "updates"] {
             collect(&self.path.join(part), &mut files);
         }
+        files.extend(self.replaced.clone());
         files
+    }
+
+    /// Whether the directory has a module of that name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.files().contains_key(&key(name))
+    }
+
+    /// Whether the kernel has the module of that name built in.
+    #[must_use]
+    pub fn is_built_in(&self, name: &str) -> bool {
+        self.builtin().contains(&key(name))
     }
 
     fn builtin(&self) -> HashSet<String> {
@@ -327,6 +343,28 @@ mod tests {
         assert_eq!(nvme.guest_path, "/lib/modules/7.0/kernel/nvme/nvme.ko");
         assert_eq!(nvme.parameters, "use_cmb_sqes=1");
         assert!(nvme.contents.starts_with(b"\x7fELF"));
+    }
+
+    #[test]
+    fn what_was_built_takes_the_place_of_the_directory_s_or_comes_on_top() {
+        let (_dir, mut modules) = tree(&[
+            ("kernel/nvme/nvme.ko", "old"),
+            ("kernel/nvme/nvme-core.ko", ""),
+        ]);
+        let (built, _) = tree(&[("kernel/nvme.ko", "nvme-core"), ("kernel/p2pmem.ko", "")]);
+        assert!(modules.has("nvme-core") && !modules.has("p2pmem"));
+        assert!(modules.is_built_in("virtio-pci") && !modules.is_built_in("nvme"));
+        for name in ["nvme", "p2pmem"] {
+            let file = built.path().join(format!("kernel/{name}.ko"));
+            modules.replaced.insert(name.into(), file);
+        }
+        assert_eq!(
+            order(&modules, &["p2pmem", "nvme"]),
+            ["p2pmem", "nvme_core", "nvme"]
+        );
+        let found = modules.resolve(&["p2pmem a=1".into()]).unwrap();
+        assert_eq!(found[0].guest_path, "/lib/modules/7.0/extra/p2pmem.ko");
+        assert_eq!(found[0].parameters, "a=1");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use p2plab_images::{Cache, HostReport, Overrides, Terminal, resolve, resolve_with_system};
 
+use super::modules::fetch_toolchain;
 use super::{CliError, OwnArgs};
 
 #[derive(Debug, Args)]
@@ -12,6 +13,9 @@ pub(super) struct FetchArgs {
     /// Make the system image, too: for topologies with `system = true`
     #[arg(long)]
     system: bool,
+    /// Fetch what kernel modules are built with and against, too: for `p2plab modules` and `own_modules`
+    #[arg(long)]
+    toolchain: bool,
     #[command(flatten)]
     own: OwnArgs,
 }
@@ -27,6 +31,11 @@ pub(super) fn fetch(args: &FetchArgs) -> Result<ExitCode, CliError> {
     };
     for (name, version) in artifacts.versions() {
         println!("{name:24} {version}");
+    }
+    if args.toolchain {
+        for release in fetch_toolchain(&cache)? {
+            println!("{:24} {release}", "modules for");
+        }
     }
     println!("\nin {}", cache.root().display());
     Ok(ExitCode::SUCCESS)

@@ -7,6 +7,7 @@ mod artifacts;
 mod boot;
 mod error;
 mod interrupt;
+mod modules;
 mod run;
 mod serve;
 mod shell;
@@ -40,6 +41,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Fetch what a lab runs on: QEMU, guest kernel, programs for the guest
     Fetch(artifacts::FetchArgs),
+    /// Build the kernel modules of guest-kernel/, without root
+    Modules(modules::ModulesArgs),
     /// Say what this host has, what will be used, and what is missing
     Doctor(OwnArgs),
     /// Remove the cache: fetched artifacts, base images, logs of runs
@@ -95,7 +98,7 @@ pub(crate) fn main() -> ExitCode {
 fn run_command(command: &Command) -> Result<ExitCode, CliError> {
     if matches!(
         command,
-        Command::Run(_) | Command::Boot(_) | Command::Fetch(_)
+        Command::Run(_) | Command::Boot(_) | Command::Fetch(_) | Command::Modules(_)
     ) {
         interrupt::end_on_signals()?;
     }
@@ -108,6 +111,7 @@ fn run_command(command: &Command) -> Result<ExitCode, CliError> {
         Command::Boot(args) => boot::boot(args),
         Command::Serve(args) => serve::serve(args),
         Command::Fetch(args) => artifacts::fetch(args),
+        Command::Modules(args) => modules::modules(args),
         Command::Doctor(own) => artifacts::doctor(&own.overrides()),
         Command::Clean => artifacts::clean(),
     }
