@@ -28,6 +28,7 @@ mod error;
 mod guest;
 mod machine;
 mod memory;
+mod own_modules;
 mod phases;
 
 use std::os::unix::fs::PermissionsExt;
@@ -54,6 +55,7 @@ use crate::topology::Topology;
 use crate::wait::{self, Deadline};
 use device_log::DeviceLog;
 use machine::{Begin, Machine, MachinePlan};
+use own_modules::OwnModules;
 use phases::Phases;
 
 /// Kernel modules of the guest's drivers for all kinds of endpoint: loaded before a base image is saved, so
@@ -82,6 +84,7 @@ pub struct Lab {
     devices: Devices,
     plan: MachinePlan,
     artifacts: Artifacts,
+    own_modules: OwnModules,
     slots: Vec<(String, Slot)>,
     device_log: Arc<DeviceLog>,
     run: RunDirectory,
@@ -131,11 +134,13 @@ impl LabOptions {
         self.topology.check_host()?;
         memory::check(&self.topology)?;
         let cache = Cache::open()?;
-        let artifacts = resolve(&cache, &self.topology, progress)?;
+        let mut artifacts = resolve(&cache, &self.topology, progress)?;
+        let wanted = &self.topology.guest.own_modules;
+        let own_modules = own_modules::build(&cache, &mut artifacts, wanted, progress)?;
         let run = open_run_directory(&cache, self.run_directory.as_deref())?;
         run.write_topology(&self.topology.to_toml())?;
         let path = run.path().to_owned();
-        self.start_in(began, &cache, artifacts, run, progress)
+        self.start_in(began, &cache, (artifacts, own_modules), run, progress)
             .map_err(|error| error.in_run(&path))
     }
 
@@ -143,14 +148,14 @@ impl LabOptions {
         self,
         began: Instant,
         cache: &Cache,
-        artifacts: Artifacts,
+        (artifacts, own_modules): (Artifacts, OwnModules),
         run: RunDirectory,
         progress: &mut dyn Progress,
     ) -> Result<Lab, LabError> {
         let mut phases = Phases::begin(began);
         let guest = &self.topology.guest;
         let mut spec = InitramfsSpec {
-            modules: modules(&guest.load_modules),
+            modules: modules(&guest.load_modules, &own_modules.at_boot),
             ..Default::default()
         };
         if guest.system {
@@ -182,7 +187,9 @@ impl LabOptions {
         phases.end("artifacts, endpoints");
         let machine = if self.cold {
             progress.step("booting the guest", None);
-            plan.start(&Begin::Boot(&arguments), &run, &mut phases)?
+            let machine = plan.start(&Begin::Boot(&arguments), &run, &mut phases)?;
+            own_modules.load(&machine)?;
+            machine
         } else {
             let images = cache.directory("base-images")?;
             let announce = || progress.step("booting the guest once, to save its base image", None);
@@ -191,6 +198,7 @@ impl LabOptions {
             let machine = plan.start(&Begin::Restore(&image, &arguments), &run, &mut phases)?;
             set_clock(&machine)?;
             phases.end("clock set");
+            own_modules.load(&machine)?;
             for argument in arguments {
                 let deadline = Deadline::new("QEMU to add an endpoint", wait::HOTPLUG);
                 machine
@@ -223,6 +231,7 @@ impl LabOptions {
             devices,
             plan,
             artifacts,
+            own_modules,
             slots,
             device_log,
             run,
@@ -315,7 +324,9 @@ impl Lab {
     /// # Errors
     /// The agent's, or the fault that ended the guest.
     pub fn wait_ready(&self) -> Result<(), LabError> {
-        self.machine()?.hello(wait::BOOT)
+        let machine = self.machine()?;
+        machine.hello(wait::BOOT)?;
+        self.own_modules.load(machine)
     }
 
     /// Reboots the guest and waits until it answers again.
@@ -324,7 +335,9 @@ impl Lab {
     /// As [`wait_ready`](Self::wait_ready).
     pub fn reboot(&self) -> Result<(), LabError> {
         self.device_log.note("the guest is told to reboot");
-        self.machine()?.reboot()
+        let machine = self.machine()?;
+        machine.reboot()?;
+        self.own_modules.load(machine)
     }
 
     /// Kills QEMU, as a crash would; the endpoints go on.
@@ -355,8 +368,8 @@ impl Lab {
         let begin = Begin::Boot(&arguments);
         self.device_log
             .note("a new QEMU boots on the same endpoints");
-        self.machine = Some(self.plan.start(&begin, &self.run, &mut phases)?);
-        Ok(())
+        let machine = self.plan.start(&begin, &self.run, &mut phases)?;
+        self.own_modules.load(self.machine.insert(machine))
     }
 
     /// Unplugs endpoint `name` from the guest in order, then stops its server and removes it from the fabric.
@@ -469,18 +482,19 @@ impl Drop for Lab {
     }
 }
 
-/// The drivers, and what the topology adds; a driver that the topology names, with parameters, comes once.
-fn modules(added: &[String]) -> Vec<String> {
-    let named = |driver: &str| {
-        added
-            .iter()
-            .any(|m| m.split_whitespace().next() == Some(driver))
-    };
-    let drivers = DRIVERS
-        .iter()
-        .filter(|driver| !named(driver))
-        .map(|driver| (*driver).to_owned());
-    drivers.chain(added.iter().cloned()).collect()
+/// The drivers, what the topology adds, and what the lab has built in the place of the kernel's own; each comes once,
+/// with the parameters that it was last given.
+fn modules(added: &[String], own: &[String]) -> Vec<String> {
+    let mut modules: Vec<String> = DRIVERS.map(str::to_owned).into();
+    for item in added.iter().chain(own) {
+        let name = own_modules::name_of(item);
+        match modules.iter_mut().find(|m| own_modules::name_of(m) == name) {
+            Some(module) if item.as_str() != name => module.clone_from(item),
+            Some(_) => {}
+            None => modules.push(item.clone()),
+        }
+    }
+    modules
 }
 
 /// What the topology and the cache give to run on, fetched where it is missing.
@@ -539,4 +553,27 @@ fn set_clock(machine: &Machine) -> Result<(), LabError> {
         .set_clock(std::time::SystemTime::now(), wait::AGENT_COMMAND)
         .map_err(|error| machine.cause(error.into()))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_comes_once_with_the_parameters_it_was_last_given() {
+        let list = |items: &[&str]| items.iter().map(|&i| i.to_owned()).collect::<Vec<_>>();
+        assert_eq!(modules(&[], &[]), ["nvme"]);
+        assert_eq!(
+            modules(&list(&["nvmet"]), &list(&["nvme"])),
+            ["nvme", "nvmet"]
+        );
+        assert_eq!(
+            modules(&list(&["nvme a=1"]), &list(&["nvme"])),
+            ["nvme a=1"]
+        );
+        assert_eq!(
+            modules(&list(&["nvme a=1"]), &list(&["nvme b=2"])),
+            ["nvme b=2"]
+        );
+    }
 }

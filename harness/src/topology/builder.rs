@@ -126,6 +126,12 @@ impl TopologyBuilder {
         self
     }
 
+    /// Builds a module of the project's `guest-kernel/` for the guest and loads it; parameters may follow the name.
+    pub fn own_module(mut self, module: impl Into<String>) -> Self {
+        self.topology.guest.own_modules.push(module.into());
+        self
+    }
+
     /// Gives the guest the system image: Debian's nvme-cli, fio, mkfs and more, for
     /// [`Guest::system`](crate::lab::Guest::system).
     pub fn system(mut self) -> Self {

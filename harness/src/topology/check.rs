@@ -335,15 +335,22 @@ fn check_guest(guest: &Guest) -> Checked {
             |c| !c.is_control(),
         )?;
     }
-    for module in &guest.load_modules {
+    let lists = [
+        ("load_modules", &guest.load_modules),
+        ("own_modules", &guest.own_modules),
+    ];
+    for (field, module) in lists
+        .iter()
+        .flat_map(|(field, list)| list.iter().map(move |m| (*field, m)))
+    {
         // The first word is a name, the others are the module's parameters.
         let name = module.split(' ').next().unwrap_or_default();
         let rule =
             "give a module's name, with parameters if need be, such as `nvme use_cmb_sqes=0`";
-        text("load_modules", name, rule, |c| {
+        text(field, name, rule, |c| {
             c.is_ascii_alphanumeric() || "_-".contains(c)
         })?;
-        text("load_modules", module, rule, |c| !c.is_control())?;
+        text(field, module, rule, |c| !c.is_control())?;
     }
     check_packages(guest)?;
     if guest.kernel.is_none() && guest.modules.is_some() {

@@ -75,6 +75,9 @@ pub struct Guest {
     /// Kernel modules to load besides those that the endpoints need, each with its parameters after it
     /// (`nvme use_cmb_sqes=0`). A driver named here with parameters gets them.
     pub load_modules: Vec<String>,
+    /// Modules of the project's `guest-kernel/` that are built for the guest's kernel and loaded, each with its
+    /// parameters after it: drivers of its own (`p2pmem`), and the kernel's own with patches, in their place (`nvme`).
+    pub own_modules: Vec<String>,
     /// The guest has the system image: Debian's nvme-cli, fio, mkfs and more, below `/system`.
     pub system: bool,
     /// Debian packages in the system image beside those that it always has.
@@ -96,6 +99,7 @@ impl Default for Guest {
             kernel: None,
             modules: None,
             load_modules: Vec::new(),
+            own_modules: Vec::new(),
             system: false,
             packages: Vec::new(),
             qemu: None,

@@ -414,11 +414,18 @@ fn modules_may_have_parameters() {
             .load_module(module)
             .build()
     };
+    let own = |module: &str| {
+        let builder = Topology::builder("modules").root_port("rp0");
+        builder.own_module(module).build()
+    };
     with("nvmet").unwrap();
     let topology = with("nvme use_cmb_sqes=0 io_queue_depth=32").unwrap();
     assert_eq!(read(&topology.to_toml()).unwrap(), topology);
+    let topology = own("nvme use_pmr=0").unwrap();
+    assert_eq!(topology.guest.own_modules, ["nvme use_pmr=0"]);
+    assert_eq!(read(&topology.to_toml()).unwrap(), topology);
     for bad in ["", " a=1", "../nvme", "nvme\na=1"] {
-        assert!(with(bad).is_err(), "{bad:?}");
+        assert!(with(bad).is_err() && own(bad).is_err(), "{bad:?}");
     }
 }
 

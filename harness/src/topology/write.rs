@@ -43,6 +43,7 @@ fn write_guest(text: &mut String, guest: &Guest) {
     field(text, "window", size(guest.window));
     field(text, "kernel_arguments", list(&guest.kernel_arguments));
     field(text, "load_modules", list(&guest.load_modules));
+    field(text, "own_modules", list(&guest.own_modules));
     field(text, "system", guest.system);
     field(text, "packages", list(&guest.packages));
     for (name, path) in [
