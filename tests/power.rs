@@ -17,7 +17,7 @@ fn use_disk(lab: &TestLab, disk: &str) {
 ///
 /// A Function Level Reset is survived by CMBMSC (NVMe Base 2.1, 3.7.2), and so by the queues that Linux has in the CMB. A
 /// hot reset is not, and Linux 7.3 does not set it again (nvme_map_cmb returns early when it has mapped the CMB
-/// before): that one is for an SSD without a CMB.
+/// before): that one is for an SSD without a CMB. With the patches of `guest-kernel/` it does, see `pmr_kernel`.
 #[test]
 fn every_reset_gives_the_disk_back() {
     let lab = TestLab::start("every_reset_gives_the_disk_back", two_ssds("resets"));

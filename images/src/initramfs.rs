@@ -98,6 +98,10 @@ fn key(artifacts: &Artifacts, spec: &InitramfsSpec) -> Result<String, ArtifactEr
             hash.update(hash_file(Path::new(file))?);
         }
     }
+    let replaced = artifacts.kernel.modules.iter().flat_map(|m| &m.replaced);
+    for (name, file) in replaced {
+        hash.update(format!("{name} {}\n", hash_file(file)?));
+    }
     for (host, guest) in &spec.files {
         hash.update(format!(
             "{guest} {:o} {}\n",

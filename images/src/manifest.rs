@@ -371,6 +371,53 @@ mod tests {
     }
 
     #[test]
+    fn modules_are_built_against_the_guest_s_kernel_and_older_ones() {
+        let manifest = Manifest::built_in().unwrap();
+        let older = manifest.older_headers();
+        assert!(!older.is_empty());
+        let set = manifest.set(&older[0]).unwrap();
+        assert_eq!(set.requires_config, ["CONFIG_PCI_P2PDMA=y"]);
+        let names = [
+            "linux-headers-7.2.9+deb13-amd64",
+            "linux-headers-7.2.12+deb13-amd64",
+        ];
+        let releases = set.releases(names.into_iter());
+        assert_eq!(releases[0], "7.2.12+deb13-amd64");
+        assert_eq!(
+            set.names(&releases[0])[1..],
+            [
+                "linux-headers-7.2.12+deb13-common",
+                "linux-kbuild-7.2.12+deb13"
+            ]
+        );
+
+        // Of one kernel, nothing but what belongs to it; and of another, another directory.
+        let of = |release| {
+            manifest
+                .clone()
+                .with_headers(release, "7.3.4-1")
+                .with_source(SOURCE, release, "7.3.4-1")
+        };
+        let bound = of("7.3.4+deb13-amd64");
+        assert_eq!(
+            bound.set(SOURCE).unwrap().packages,
+            ["linux-source-7.3=7.3.4-1"]
+        );
+        assert_eq!(
+            bound.set(HEADERS).unwrap().packages[0],
+            "linux-headers-7.3.4+deb13-amd64=7.3.4-1"
+        );
+        assert_ne!(
+            bound.directory(HEADERS),
+            of("7.3.5+deb13-amd64").directory(HEADERS)
+        );
+        let mut fewer = bound.clone();
+        fewer.modules.as_mut().unwrap().members.pop();
+        assert_ne!(bound.directory(SOURCE), fewer.directory(SOURCE));
+        assert!(manifest.set(HEADERS).is_err(), "known only with its kernel");
+    }
+
+    #[test]
     fn mistakes_in_a_manifest_are_named() {
         let text = |set: &str| {
             format!(

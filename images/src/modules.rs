@@ -25,7 +25,8 @@ pub struct ModulesDir {
     pub path: PathBuf,
     /// The kernel's release, as `uname -r` prints it.
     pub release: String,
-    /// Modules that come from elsewhere, by name: others in the place of those in the directory, or further ones.
+    /// Modules that come from elsewhere, by name: others in the place of those in the directory, or further ones. An
+    /// initramfs depends on each of them, whether it is in it or not.
     pub replaced: BTreeMap<String, PathBuf>,
 }
 

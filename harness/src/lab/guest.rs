@@ -25,7 +25,8 @@ pub struct GuestNvme {
     pub controller: String,
     /// Block device of its first namespace, such as `/dev/nvme0n1`.
     pub block_device: String,
-    /// The file whose mapping is memory of its CMB, where the kernel has registered one.
+    /// The file whose mapping is memory of its CMB, where the kernel has registered one; with our patches to the nvme
+    /// driver, of its PMR where it has no CMB, or the CMB is full.
     pub p2pmem: Option<String>,
 }
 

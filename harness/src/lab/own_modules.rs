@@ -45,7 +45,7 @@ pub(super) fn build(
         release: kernel.release.clone(),
         replaced: Default::default(),
     });
-    let mut modules = stock.clone();
+    let (mut at_boot, mut all) = (stock.clone(), stock.clone());
     let mut later = Vec::new();
     for (item, source) in wanted.iter().zip(&sources) {
         let (built, _) = builder.build(source, progress)?;
@@ -61,16 +61,19 @@ pub(super) fn build(
             } else {
                 module.name.clone()
             };
-            let list = match stock.has(&module.name) {
-                true => &mut own.at_boot,
-                false => &mut later,
-            };
-            list.push(line);
-            modules.replaced.insert(name, module.path);
+            if stock.has(&name) {
+                own.at_boot.push(line);
+                at_boot.replaced.insert(name.clone(), module.path.clone());
+            } else {
+                later.push(line);
+            }
+            all.replaced.insert(name, module.path);
         }
     }
-    own.later = modules.resolve(&later)?;
-    kernel.modules = Some(modules);
+    own.later = all.resolve(&later)?;
+    if !own.at_boot.is_empty() {
+        kernel.modules = Some(at_boot);
+    }
     Ok(own)
 }
 

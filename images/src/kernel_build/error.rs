@@ -131,8 +131,8 @@ pub enum BuildError {
 
     /// The source of a driver is not there.
     #[error(
-        "the source of kernel {release} has no {source_dir}, which {module} is made of: list it under `members` in \
-         images/manifest.toml, or build for a kernel that has it"
+        "the source of kernel {release} has no {source_dir}, which {module} is made of: give --kdir a tree with its \
+         source, or, for a fetched kernel, list it under `members` in images/manifest.toml"
     )]
     NoDriver {
         /// The module.
