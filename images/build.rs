@@ -6,7 +6,7 @@ use std::process::Command;
 
 /// The guest runs x86-64 whatever the host is.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-const PROGRAMS: [&str; 3] = ["p2plab-agent", "p2pcopy", "iobench"];
+const PROGRAMS: [&str; 4] = ["p2plab-agent", "p2pcopy", "iobench", "p2pmemtest"];
 
 fn main() {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));

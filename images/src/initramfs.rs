@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::cpio::{Archive, Entry};
 use crate::elf::Elf;
 use crate::fetch::{hash_file, hex};
-use crate::guest_programs::{AGENT, IOBENCH, P2PCOPY};
+use crate::guest_programs::{AGENT, IOBENCH, P2PCOPY, P2PMEMTEST};
 use crate::{ArtifactError, Artifacts, Cache, child};
 
 /// File in the guest that lists the modules to load, one path and its parameters a line, in order.
@@ -91,6 +91,7 @@ fn key(artifacts: &Artifacts, spec: &InitramfsSpec) -> Result<String, ArtifactEr
     hash.update(Sha256::digest(AGENT));
     hash.update(Sha256::digest(P2PCOPY));
     hash.update(Sha256::digest(IOBENCH));
+    hash.update(Sha256::digest(P2PMEMTEST));
     for module in spec.modules.iter().chain(&spec.spare_modules) {
         let file = module.split_ascii_whitespace().next().unwrap_or_default();
         if file.contains('/') {
@@ -119,6 +120,7 @@ fn assemble(artifacts: &Artifacts, spec: &InitramfsSpec) -> Result<Archive, Arti
     tree.file("/init", 0o755, AGENT.to_vec())?;
     tree.file("/usr/bin/p2pcopy", 0o755, P2PCOPY.to_vec())?;
     tree.file("/usr/bin/iobench", 0o755, IOBENCH.to_vec())?;
+    tree.file("/usr/bin/p2pmemtest", 0o755, P2PMEMTEST.to_vec())?;
     busybox(&mut tree, &artifacts.busybox)?;
     for program in ["usr/bin/lspci", "usr/bin/setpci"] {
         tree.program(&artifacts.tools, program)?;

@@ -1,5 +1,6 @@
 //! What the scenarios share: labs with a place for their logs, and a limit on how many run at once.
 
+pub mod p2pmem;
 pub mod reading;
 mod slots;
 pub mod tools;

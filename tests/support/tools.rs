@@ -1,7 +1,7 @@
 //! The system image's tools in a guest: what they print, read.
 
 use p2plab::lab::{Guest, GuestNvme};
-use p2plab::topology::{Nvme, Topology};
+use p2plab::topology::{Nvme, Topology, TopologyBuilder};
 use serde_json::Value;
 
 use crate::TestLab;
@@ -12,6 +12,14 @@ use crate::TestLab;
 /// # Panics
 /// Where the SSDs are not sound, or more than four.
 pub fn with_tools(name: &str, ssds: impl IntoIterator<Item = Nvme>) -> Topology {
+    match machine(name, ssds).build() {
+        Ok(topology) => topology,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// As [`with_tools`], to be added to.
+pub fn machine(name: &str, ssds: impl IntoIterator<Item = Nvme>) -> TopologyBuilder {
     let mut builder = Topology::builder(name)
         .root_port("rp0")
         .switch("sw0", "rp0", 4)
@@ -19,10 +27,7 @@ pub fn with_tools(name: &str, ssds: impl IntoIterator<Item = Nvme>) -> Topology 
     for (number, ssd) in (0..).zip(ssds) {
         builder = builder.nvme(format!("ssd{number}"), format!("sw0.{number}"), ssd);
     }
-    match builder.build() {
-        Ok(topology) => topology,
-        Err(error) => panic!("{error}"),
-    }
+    builder
 }
 
 /// One SSD of a lab, as its guest's tools see it.

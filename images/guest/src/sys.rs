@@ -70,6 +70,82 @@ pub fn loopback_up() -> io::Result<()> {
     checked(result.into()).map(drop)
 }
 
+/// How a file is mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// MAP_SHARED, for reading and writing.
+    Shared,
+    /// MAP_PRIVATE, for reading and writing.
+    Private,
+    /// MAP_SHARED, for reading.
+    ReadOnly,
+    /// MAP_SHARED, for reading and executing.
+    Executable,
+}
+
+/// How a child process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It exited with this status.
+    Exited(i32),
+    /// A signal ended it.
+    Signalled(i32),
+}
+
+/// A copy of `value`, plain data of less than a page, at the begin of a page that cannot be written.
+pub(crate) fn read_only_page<T>(value: &T) -> io::Result<Mapping> {
+    const PAGE: usize = 4096;
+    assert!(size_of::<T>() <= PAGE);
+    let page = Mapping::anonymous(PAGE)?;
+    // SAFETY: the page is ours, aligned and large enough; afterwards only the kernel looks at it.
+    unsafe {
+        std::ptr::copy_nonoverlapping(value, page.start.cast(), 1);
+        rustix::mm::mprotect(page.start.cast(), PAGE, rustix::mm::MprotectFlags::READ)?;
+    }
+    Ok(page)
+}
+
+/// Runs `work` in a forked child, whose exit status it returns, and waits for its end. Only for programs of one thread.
+pub fn in_child(work: impl FnOnce() -> i32) -> io::Result<Ended> {
+    // SAFETY: the caller's process has one thread, so the child may do all that the parent may.
+    let pid = unsafe { libc::fork() };
+    if checked(pid.into())? == 0 {
+        let status = work();
+        // SAFETY: ends the child without the parent's exit handlers.
+        unsafe { libc::_exit(status) };
+    }
+    let mut status = 0;
+    // SAFETY: waitpid writes the status, which is valid for the call.
+    checked(unsafe { libc::waitpid(pid, &mut status, 0) }.into())?;
+    Ok(if libc::WIFSIGNALED(status) {
+        Ended::Signalled(libc::WTERMSIG(status))
+    } else {
+        Ended::Exited(libc::WEXITSTATUS(status))
+    })
+}
+
+/// Gives up root, for good, and becomes the user and group `id`.
+pub fn become_user(id: u32) -> io::Result<()> {
+    // SAFETY: none of these touches memory: the list of groups is empty.
+    unsafe {
+        checked(libc::setgroups(0, std::ptr::null()).into())?;
+        checked(libc::setgid(id).into())?;
+        checked(libc::setuid(id).into()).map(drop)
+    }
+}
+
+/// Waits up to `milliseconds` until `file` reports a hang-up; whether it did.
+pub fn poll_hangup(file: &File, milliseconds: i32) -> io::Result<bool> {
+    let mut poll = libc::pollfd {
+        fd: file.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: poll reads and writes the one entry, which is valid for the call.
+    checked(unsafe { libc::poll(&mut poll, 1, milliseconds) }.into())?;
+    Ok(poll.revents & libc::POLLHUP != 0)
+}
+
 /// A shared or anonymous mapping that threads may divide among themselves.
 #[derive(Debug)]
 pub struct Mapping {
@@ -128,6 +204,79 @@ impl Mapping {
             length,
             mapped,
         })
+    }
+
+    /// Maps `length` bytes of `file` at `offset`, for reading and writing unless `sharing` says otherwise.
+    pub fn of_file_at(
+        file: &File,
+        length: usize,
+        offset: u64,
+        sharing: Sharing,
+    ) -> io::Result<Self> {
+        let (protection, flags) = match sharing {
+            Sharing::Shared => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
+            Sharing::Private => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE),
+            Sharing::ReadOnly => (ProtFlags::READ, MapFlags::SHARED),
+            Sharing::Executable => (ProtFlags::READ | ProtFlags::EXEC, MapFlags::SHARED),
+        };
+        // SAFETY: as for `of_file`.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                length,
+                protection,
+                flags,
+                file.as_fd(),
+                offset,
+            )
+        }?;
+        Ok(Self {
+            start: start.cast(),
+            length,
+        })
+    }
+
+    /// Unmaps the `length` bytes at `at`, page aligned, and keeps what is before them; what is behind is lost to
+    /// this value, but stays mapped until the process ends.
+    pub fn cut(&mut self, at: usize, length: usize) -> io::Result<()> {
+        if at.checked_add(length).is_none_or(|end| end > self.length) {
+            return Err(io::Error::other("a cut outside of the mapping"));
+        }
+        // SAFETY: the range is a part of the mapping, which is borrowed exclusively, and shortened below.
+        unsafe { rustix::mm::munmap(self.start.add(at).cast(), length) }?;
+        self.length = at;
+        Ok(())
+    }
+
+    /// Takes away the right to write, and gives it back.
+    pub fn protect_and_unprotect(&mut self) -> io::Result<()> {
+        use rustix::mm::{MprotectFlags, mprotect};
+        for flags in [
+            MprotectFlags::READ,
+            MprotectFlags::READ | MprotectFlags::WRITE,
+        ] {
+            // SAFETY: the mapping is borrowed exclusively, and has all of its rights again at the end.
+            unsafe { mprotect(self.start.cast(), self.length, flags) }?;
+        }
+        Ok(())
+    }
+
+    /// Lets the kernel forget the pages: the next access faults them in again.
+    pub fn forget_pages(&mut self) -> io::Result<()> {
+        // SAFETY: of a shared mapping, as p2pmem's are, the contents stay.
+        unsafe {
+            rustix::mm::madvise(
+                self.start.cast(),
+                self.length,
+                rustix::mm::Advice::LinuxDontNeed,
+            )
+        }?;
+        Ok(())
+    }
+
+    /// Where it lies, for a system call.
+    pub(crate) fn address(&self) -> usize {
+        self.start as usize
     }
 
     /// Length in bytes.
