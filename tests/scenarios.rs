@@ -19,6 +19,7 @@ mod lifecycle;
 mod lspci;
 mod nvme_cmb_copy;
 mod nvram;
+mod nvram_copy;
 mod own_kernel;
 mod p2pmem_device;
 mod p2pmem_fio;

@@ -42,7 +42,7 @@ pub fn topology(name: &str, options: &ScenarioOptions) -> Result<Topology, LabEr
         .nvme("ssd0", "sw0.0", copy::ssd("ssd0", options)?)
         .nvme("ssd1", "sw0.1", copy::ssd("ssd1", options)?)
         .nvram("nv0", "sw0.2", Nvram::memory(buffer_memory(options)))
-        .load_module(DRIVER)
+        .own_module(DRIVER)
         .build()?;
     Ok(topology)
 }
