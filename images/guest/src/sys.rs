@@ -233,6 +233,7 @@ impl Mapping {
         Ok(Self {
             start: start.cast(),
             length,
+            mapped: length,
         })
     }
 
@@ -244,7 +245,7 @@ impl Mapping {
         }
         // SAFETY: the range is a part of the mapping, which is borrowed exclusively, and shortened below.
         unsafe { rustix::mm::munmap(self.start.add(at).cast(), length) }?;
-        self.length = at;
+        (self.length, self.mapped) = (at, at);
         Ok(())
     }
 
