@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::apt::{Apt, Deb};
 use crate::cache::Cache;
-use crate::manifest::{IMAGE_TOOLS, Manifest, PackageSet, SYSTEM};
+use crate::manifest::{IMAGE_TOOLS, Manifest, PackageSet, SYSTEM, TOOLCHAIN};
 use crate::{ArtifactError, Progress, child, kernel, kernel_build, qemu, system_image};
 
 /// MiB that a fetch of everything needs at its peak: packages, lists and what is unpacked.
@@ -34,7 +34,7 @@ pub struct Resolved {
     pub suites: Vec<String>,
     /// Every package, sorted by name.
     pub packages: Vec<ResolvedPackage>,
-    /// What was found out about the files: `qemu` (version), `kernel` (release) or `image` (its size).
+    /// What was found out about the files: `qemu` (version), `kernel` (release), `image` (its size) or `compiler`.
     pub facts: BTreeMap<String, String>,
 }
 
@@ -321,6 +321,15 @@ fn inspect(
             return Ok(None);
         }
         facts.insert("kernel".into(), release.clone());
+    }
+    if job.name == TOOLCHAIN
+        && let Some(gcc) = job
+            .debs
+            .iter()
+            .find(|deb| deb.package.starts_with("gcc-") && job.set.packages.contains(&deb.package))
+    {
+        let compiler = format!("{} {}", gcc.package, gcc.version);
+        facts.insert("compiler".into(), compiler);
     }
     if job.name == "qemu" {
         let qemu = qemu::Qemu::packaged(&root, String::new())?;

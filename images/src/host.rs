@@ -194,7 +194,7 @@ impl HostReport {
 
 /// What was found out about a set, else the versions of the packages that the manifest names.
 fn summary(record: &Resolved, named: &[String]) -> String {
-    let facts = ["qemu", "kernel", "image"];
+    let facts = ["qemu", "kernel", "image", "compiler"];
     let fact = facts.iter().find_map(|name| record.facts.get(*name));
     fact.cloned().unwrap_or_else(|| {
         let wanted = record.packages.iter().filter(|p| named.contains(&p.name));
