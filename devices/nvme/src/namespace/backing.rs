@@ -277,8 +277,8 @@ pub(crate) fn settle(file: &File, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes a file for as long as it is open, alone or with other readers: two controllers that write the same file would each
-/// destroy what the other has acknowledged.
+/// Takes a file for as long as it is open, alone or with other readers: two controllers that write the same file would
+/// each destroy what the other has acknowledged.
 pub(crate) fn claim(file: &File, with_others: bool) -> io::Result<()> {
     let taken = if with_others {
         file.try_lock_shared()
