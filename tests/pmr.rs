@@ -29,7 +29,7 @@ const SIZE: u64 = 16 * MIB;
 const ALL_ONES: u64 = u64::MAX;
 /// Length of what the guest writes between two barriers, and how many of them go round.
 const BLOCK: usize = 1024;
-const BLOCKS: usize = 16;
+const BLOCKS: usize = 8;
 
 /// Enables the region of the SSD at `$d`, then writes block after block to it and reads PMRSTS after each, which is the
 /// barrier that PMRCAP claims. The block's number is printed once that has said that all is well, and PMRCTL that the
@@ -39,9 +39,9 @@ const BLOCKS: usize = 16;
 const WRITER: &str = "until [ -b /dev/nvme0n1 ]; do usleep 10000; done; set -- $(cat $d/resource); \
     ctl=$(($1 + 0xe04)); sts=$(($1 + 0xe08)); pass() { p2pcopy --buffer $d/resource2 $@ > /dev/null; }; \
     devmem $ctl 32 1; until [ $(devmem $sts 32) = 0x00000000 ]; do usleep 1000; done; \
-    touch /now; pass --skip-read --size 16KiB --chunk 16KiB /now /now && tr '\\0' . < /now && echo; \
+    touch /now; pass --skip-read --size 8KiB --chunk 8KiB /now /now && tr '\\0' . < /now && echo; \
     i=0; while :; do x=W$((1000000 + i)); for _ in 1 2 3 4 5 6 7; do x=$x$x; done; printf %s $x > /block; \
-    pass --skip-write --chunk 1KiB --buffer-offset $((i % 16 * 1024)) /block /block \
+    pass --skip-write --chunk 1KiB --buffer-offset $((i % 8 * 1024)) /block /block \
     && [ $(devmem $sts 32) = 0x00000000 ] && [ $(devmem $ctl 32) = 0x00000001 ] || exit 3; echo $i; i=$((i + 1)); done";
 
 /// The only SSD of a guest.
@@ -108,7 +108,7 @@ impl<'a> Region<'a> {
     /// The blocks, as the guest sees them.
     fn blocks(&self) -> String {
         self.guest.sh("touch /now").unwrap();
-        self.pass("--skip-read --size 16KiB --chunk 16KiB", "/now");
+        self.pass("--skip-read --size 8KiB --chunk 8KiB", "/now");
         self.guest.sh("tr '\\0' . < /now").unwrap()
     }
 }
