@@ -184,8 +184,8 @@ fn register(lab: &TestLab, ssd: &str, name: &str) -> u64 {
     u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap()
 }
 
-/// A CMB as of NVMe 1.3, without CMBMSC: Linux finds it, fetches commands from it, and copies through it from peer to peer. It
-/// addresses the CMB by the addresses of the BAR, and a CMB of today by those that it has put into CMBMSC.
+/// A CMB as of NVMe 1.3, without CMBMSC: Linux finds it, fetches commands from it, and copies through it from peer to
+/// peer. It addresses the CMB by the addresses of the BAR, and a CMB of today by those that it has put into CMBMSC.
 #[test]
 fn a_cmb_of_the_older_scheme_works_alike() {
     let size = 64 * MIB;
@@ -242,10 +242,10 @@ fn a_cmb_of_the_older_scheme_works_alike() {
     lab.finish();
 }
 
-/// What Linux makes of a CMB that does not take everything: queues go where SQS says; without lists nothing is missing, as
-/// Linux keeps these in host memory; and a CMB that lacks one direction of data is not offered to other drivers
-/// (`published`). User space may have it nevertheless: its own SSD then refuses what it has said it cannot do, with the status
-/// that the specification names, while peers reach it as they reach any memory.
+/// What Linux makes of a CMB that does not take everything: queues go where SQS says; without lists nothing is missing,
+/// as Linux keeps these in host memory; and a CMB that lacks one direction of data is not offered to other drivers
+/// (`published`). User space may have it nevertheless: its own SSD then refuses what it has said it cannot do, with the
+/// status that the specification names, while peers reach it as they reach any memory.
 #[test]
 fn what_linux_makes_of_a_cmb_that_lacks_something() {
     let with = |change: fn(&mut CmbOptions)| {

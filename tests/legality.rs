@@ -1,5 +1,5 @@
-//! What Linux allows and refuses beyond two_root_ports.rs: redirection by ACS, an IOMMU, and those of its own paths on which the
-//! CPU would have to touch peers' memory.
+//! What Linux allows and refuses beyond two_root_ports.rs: redirection by ACS, an IOMMU, and those of its own paths on
+//! which the CPU would have to touch peers' memory.
 
 use p2plab::agent::Output;
 use p2plab::lab::{Guest, Lab};
@@ -66,9 +66,9 @@ fn peer_bytes(seen: &Seen, to: &str, port: &str) -> (u64, u64) {
     (taken, seen.traffic.port(port).unwrap().payload_bytes())
 }
 
-/// A root port that redirects peers' requests concerns none that turn at a switch below it, and none that cross the root
-/// complex anyway: Linux allows both on a CPU that it trusts, and the first stay below the switch. The switch's own ports have no
-/// ACS in QEMU.
+/// A root port that redirects peers' requests concerns none that turn at a switch below it, and none that cross the
+/// root complex anyway: Linux allows both on a CPU that it trusts, and the first stay below the switch. The switch's
+/// own ports have no ACS in QEMU.
 #[test]
 fn redirection_at_a_root_port_concerns_no_peers_below_a_switch() {
     let topology = two_and_one("acs").guest_cpu("EPYC").build().unwrap();
@@ -106,8 +106,9 @@ fn redirection_at_a_root_port_concerns_no_peers_below_a_switch() {
     lab.finish();
 }
 
-/// With an IOMMU, what passes through host memory goes by I/O virtual addresses, and Linux has root ports redirect by ACS but for the one that its command line
-/// spares. Peers' traffic inside a switch goes by bus addresses and does not meet the IOMMU.
+/// With an IOMMU, what passes through host memory goes by I/O virtual addresses, and Linux has root ports redirect by
+/// ACS but for the one that its command line spares. Peers' traffic inside a switch goes by bus addresses and does not
+/// meet the IOMMU.
 #[test]
 fn an_iommu_does_not_see_what_turns_at_a_switch() {
     let topology = two_and_one("iommu")
@@ -140,6 +141,14 @@ fn an_iommu_does_not_see_what_turns_at_a_switch() {
             "{addresses:x?}"
         );
     }
+    // Each page under way is a mapping, and all of these are at once.
+    let disk = guest.nvme("ssd0").unwrap().block_device;
+    guest
+        .sh(&format!(
+            "p2pcopy --skip-write --size 32MiB --chunk 4MiB --depth 8 {disk} {disk}"
+        ))
+        .unwrap();
+
     let seen = copy(&lab, &topology, true, "ssd1");
     let (taken, passed) = peer_bytes(&seen, "ssd1", "rp0");
     assert_eq!(taken, SIZE);
@@ -221,8 +230,8 @@ fn is_right(output: &Output) -> bool {
     false
 }
 
-/// Peers' memory as source and as target of direct I/O on `place`, which takes ordinary memory: it is copied right, or refused with
-/// nothing changed. Whether it is copied.
+/// Peers' memory as source and as target of direct I/O on `place`, which takes ordinary memory: it is copied right, or
+/// refused with nothing changed. Whether it is copied.
 fn takes_peer_memory(lab: &Lab, place: &str) -> bool {
     let ssd0 = disk(lab, 0);
     let buffer = lab.guest().unwrap().nvme("ssd0").unwrap().p2pmem.unwrap();
@@ -279,20 +288,26 @@ fn software_raid_refuses_peer_memory() {
     lab.finish();
 }
 
-/// A file system with checksums of data has the CPU read it: btrfs copies from and to peers' memory, and its checksums hold.
+/// A file system with checksums of data has the CPU read it: btrfs copies from and to peers' memory, and its checksums
+/// hold.
 #[test]
 fn btrfs_copies_peer_memory() {
     let lab = stacked("btrfs_copies_peer_memory");
     let (guest, below) = (lab.guest().unwrap(), disk(&lab, 1));
     guest.system(&format!("mkfs.btrfs -q {below}")).unwrap();
-    guest.sh(&format!("mkdir /btrfs && mount -t btrfs {below} /btrfs && dd if=/dev/zero of=/btrfs/file bs=1M count=2")).unwrap();
+    let mount = format!("mount -t btrfs {below} /btrfs");
+    guest
+        .sh(&format!(
+            "mkdir /btrfs && {mount} && dd if=/dev/zero of=/btrfs/file bs=1M count=2"
+        ))
+        .unwrap();
     let taken = takes_peer_memory(&lab, "/btrfs/file");
     let before = sum(&lab, "/btrfs/file");
     guest.sh("umount /btrfs").unwrap();
     guest
         .system(&format!("btrfs check --check-data-csum {below}"))
         .unwrap();
-    guest.sh(&format!("mount -t btrfs {below} /btrfs")).unwrap();
+    guest.sh(&mount).unwrap();
     assert_eq!(sum(&lab, "/btrfs/file"), before);
     guest.sh("umount /btrfs").unwrap();
     assert!(taken);

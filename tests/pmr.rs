@@ -1,6 +1,6 @@
-//! The Persistent Memory Region, as a guest uses it with its own hands: no driver of Linux enables one. Registers are read
-//! and written through BAR 0, the region through BAR 2; the guest has the system image, which lets it map both while the
-//! nvme driver has the SSD.
+//! The Persistent Memory Region, as a guest uses it with its own hands: no driver of Linux enables one. Registers are
+//! read and written through BAR 0, the region through BAR 2; the guest has the system image, which lets it map both
+//! while the nvme driver has the SSD.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -29,19 +29,19 @@ const SIZE: u64 = 16 * MIB;
 const ALL_ONES: u64 = u64::MAX;
 /// Length of what the guest writes between two barriers, and how many of them go round.
 const BLOCK: usize = 1024;
-const BLOCKS: usize = 16;
+const BLOCKS: usize = 8;
 
 /// Enables the region of the SSD at `$d`, then writes block after block to it and reads PMRSTS after each, which is the
-/// barrier that PMRCAP claims. The block's number is printed once that has said that all is well, and PMRCTL that the region
-/// is still enabled; the writer ends when they do not. PMRSTS alone would not do: in the middle of a reset nobody decodes
-/// its address, and QEMU then reads zero, where a bus has all ones. Block I of writer W is `W1000000+I` again and again.
-/// Before all that it prints what the blocks hold, a dot for a zero.
+/// barrier that PMRCAP claims. The block's number is printed once that has said that all is well, and PMRCTL that the
+/// region is still enabled; the writer ends when they do not. PMRSTS alone would not do: in the middle of a reset
+/// nobody decodes its address, and QEMU then reads zero, where a bus has all ones. Block I of writer W is `W1000000+I`
+/// again and again. Before all that it prints what the blocks hold, a dot for a zero.
 const WRITER: &str = "until [ -b /dev/nvme0n1 ]; do usleep 10000; done; set -- $(cat $d/resource); \
     ctl=$(($1 + 0xe04)); sts=$(($1 + 0xe08)); pass() { p2pcopy --buffer $d/resource2 $@ > /dev/null; }; \
     devmem $ctl 32 1; until [ $(devmem $sts 32) = 0x00000000 ]; do usleep 1000; done; \
-    touch /now; pass --skip-read --size 16KiB --chunk 16KiB /now /now && tr '\\0' . < /now && echo; \
+    touch /now; pass --skip-read --size 8KiB --chunk 8KiB /now /now && tr '\\0' . < /now && echo; \
     i=0; while :; do x=W$((1000000 + i)); for _ in 1 2 3 4 5 6 7; do x=$x$x; done; printf %s $x > /block; \
-    pass --skip-write --chunk 1KiB --buffer-offset $((i % 16 * 1024)) /block /block \
+    pass --skip-write --chunk 1KiB --buffer-offset $((i % 8 * 1024)) /block /block \
     && [ $(devmem $sts 32) = 0x00000000 ] && [ $(devmem $ctl 32) = 0x00000001 ] || exit 3; echo $i; i=$((i + 1)); done";
 
 /// The only SSD of a guest.
@@ -75,7 +75,8 @@ impl<'a> Region<'a> {
         }
     }
 
-    /// Runs a line of shell with `CTL`, `STS` and `MEM` for the addresses of PMRCTL, PMRSTS and the region; what it prints.
+    /// Runs a line of shell with `CTL`, `STS` and `MEM` for the addresses of PMRCTL, PMRSTS and the region; what it
+    /// prints.
     fn sh(&self, line: &str) -> Vec<u64> {
         let line = line
             .replace("CTL", &(self.registers + offset::PMRCTL).to_string())
@@ -107,7 +108,7 @@ impl<'a> Region<'a> {
     /// The blocks, as the guest sees them.
     fn blocks(&self) -> String {
         self.guest.sh("touch /now").unwrap();
-        self.pass("--skip-read --size 16KiB --chunk 16KiB", "/now");
+        self.pass("--skip-read --size 8KiB --chunk 8KiB", "/now");
         self.guest.sh("tr '\\0' . < /now").unwrap()
     }
 }
@@ -132,8 +133,8 @@ impl Expected {
         Self(vec![b'.'; BLOCK * BLOCKS])
     }
 
-    /// After a writer that has confirmed `said` blocks the file holds them, but for what the writer was busy with when it
-    /// ended: a block or two of which each byte may be the old or the new one. Follows the file in that.
+    /// After a writer that has confirmed `said` blocks the file holds them, but for what the writer was busy with when
+    /// it ended: a block or two of which each byte may be the old or the new one. Follows the file in that.
     fn check(&mut self, file: &Path, writer: usize, said: usize) {
         for number in 0..said {
             self.slot(number)
@@ -182,8 +183,8 @@ fn writer(number: usize, folder: &str) -> String {
     format!("d={folder}; {}", WRITER.replace('W', &number.to_string()))
 }
 
-/// Reads what a writer says; `enough` is called once so many blocks are confirmed. Returns what it found in the region, and how many blocks it
-/// has confirmed.
+/// Reads what a writer says; `enough` is called once so many blocks are confirmed. Returns what it found in the region,
+/// and how many blocks it has confirmed.
 #[derive(Default)]
 struct Listener {
     pending: String,
@@ -207,7 +208,8 @@ impl Listener {
     }
 }
 
-/// Writes with a writer in the guest of `lab`; once it has confirmed `enough` blocks, does `then`, which ends it. How many it has confirmed.
+/// Writes with a writer in the guest of `lab`; once it has confirmed `enough` blocks, does `then`, which ends it. How
+/// many it has confirmed.
 fn write_until(
     lab: &Lab,
     number: usize,
@@ -243,8 +245,8 @@ fn write_until(
     })
 }
 
-/// The registers say what there is; a region that is not enabled, or not ready yet, answers nobody; it is ready within the
-/// time that it claims, and keeps what was in it while it was off.
+/// The registers say what there is; a region that is not enabled, or not ready yet, answers nobody; it is ready within
+/// the time that it claims, and keeps what was in it while it was off.
 #[test]
 fn a_region_answers_once_it_is_ready() {
     let time = Duration::from_secs(2);
@@ -285,8 +287,8 @@ fn a_region_answers_once_it_is_ready() {
     lab.finish();
 }
 
-/// What the CPU loads and stores in a region crosses the switch and is counted, byte by byte; where the region is mapped into
-/// the guest none of it is, and the report says so.
+/// What the CPU loads and stores in a region crosses the switch and is counted, byte by byte; where the region is
+/// mapped into the guest none of it is, and the report says so.
 #[test]
 fn the_cpus_accesses_to_a_region_are_counted() {
     let topology = with_tools(
@@ -365,8 +367,8 @@ fn linux_has_no_use_for_a_region() {
     lab.finish();
 }
 
-/// A function level reset in the middle of writing, and a reset of the controller: what a barrier has confirmed is there, for
-/// the guest and in the file. The former disables the region, the latter does not.
+/// A function level reset in the middle of writing, and a reset of the controller: what a barrier has confirmed is
+/// there, for the guest and in the file. The former disables the region, the latter does not.
 #[test]
 fn what_a_barrier_confirmed_survives_resets() {
     let place = tempfile::tempdir().unwrap();
@@ -406,8 +408,8 @@ fn what_a_barrier_confirmed_survives_resets() {
     lab.finish();
 }
 
-/// A guest that reboots, and a QEMU that is killed, in the middle of writing: what a barrier has confirmed is there, for the
-/// next guest and in the file.
+/// A guest that reboots, and a QEMU that is killed, in the middle of writing: what a barrier has confirmed is there,
+/// for the next guest and in the file.
 #[test]
 fn what_a_barrier_confirmed_survives_a_reboot_and_qemu() {
     let place = tempfile::tempdir().unwrap();
@@ -439,8 +441,8 @@ fn what_a_barrier_confirmed_survives_a_reboot_and_qemu() {
     lab.finish();
 }
 
-/// The whole lab is killed while its guest writes, several times: what a barrier has confirmed is in the file, and the next
-/// guest finds all that is in the file.
+/// The whole lab is killed while its guest writes, several times: what a barrier has confirmed is in the file, and the
+/// next guest finds all that is in the file.
 #[test]
 fn what_a_barrier_confirmed_outlives_a_killed_lab() {
     let _share = HostShare::take();
@@ -489,8 +491,8 @@ fn run_and_kill(place: &Path, lab: usize, enough: usize) -> Listener {
     listener
 }
 
-/// A lab does not start on a file that another one has, be it a region or a disk; disks that nobody writes are shared. The file
-/// is free when the lab has ended.
+/// A lab does not start on a file that another one has, be it a region or a disk; disks that nobody writes are shared.
+/// The file is free when the lab has ended.
 #[test]
 fn two_labs_never_share_a_file() {
     let place = tempfile::tempdir().unwrap();

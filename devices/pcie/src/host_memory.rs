@@ -19,11 +19,13 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 use crate::function::{Access, MapError};
 
-/// Bound on the mappings of one endpoint; QEMU makes some tens of them. The process's own bound, 65530 by default
-/// (vm.max_map_count), is for all endpoints together.
-pub(crate) const MAX_MAPPINGS: usize = 1024;
+/// Bound on the mappings of one endpoint. QEMU makes some tens of them for a guest without an IOMMU; one with an IOMMU
+/// maps each page of each transfer that is under way. QEMU 11.1 connects to nobody who offers more.
+pub(crate) const MAX_MAPPINGS: usize = 65535;
 /// Bound on the open files behind them; QEMU has one for each memory backend.
 const MAX_FILES: usize = 64;
+/// Where a file's parts may begin.
+const PAGE: u64 = 4096;
 /// Bound on the bytes mapped: a client must not use up the process's addresses.
 const MAX_BYTES: u64 = 2 << 40;
 
@@ -73,10 +75,20 @@ pub(crate) enum HostLookup<'a> {
     Unmapped,
 }
 
+/// A client's file, mapped whole. Mappings of its parts share it: a process may have 65530 of its own by default
+/// (vm.max_map_count).
+#[derive(Debug)]
+struct Mapped {
+    identity: (u64, u64, OFlags),
+    access: Access,
+    region: Arc<MmapRegion>,
+}
+
 /// The table of mappings, sorted by address, without overlaps.
 #[derive(Debug, Default)]
 pub struct HostTable {
     mappings: Vec<Mapping>,
+    files: Vec<Mapped>,
 }
 
 impl HostTable {
@@ -117,51 +129,48 @@ impl HostTable {
         before.is_some_and(|m| m.end() > end)
     }
 
-    /// The open file of an earlier mapping of what `fd` has open. QEMU sends a descriptor with each mapping,
-    /// most of them of one file; kept apart they would use up the process's descriptors.
-    fn known_file(&self, fd: &OwnedFd) -> Option<Arc<File>> {
-        let wanted = identity(fd)?;
-        self.files()
-            .find(|file| identity(file) == Some(wanted))
-            .cloned()
-    }
-
-    /// The open files, each as often as it is mapped.
-    fn files(&self) -> impl Iterator<Item = &Arc<File>> {
-        let regions = self.mappings.iter().filter_map(|m| m.memory.as_ref());
-        regions.filter_map(|(region, _)| region.file_offset().map(FileOffset::arc))
-    }
-
-    /// Whether a mapping of `length` bytes of `file` exceeds what one endpoint may take.
-    fn is_too_much(&self, file: &Arc<File>, length: u64) -> bool {
-        let mut files: Vec<_> = self.files().map(Arc::as_ptr).collect();
-        files.push(Arc::as_ptr(file));
-        files.sort_unstable();
-        files.dedup();
-        let mapped = self.mappings.iter().filter(|m| m.memory.is_some());
-        let bytes = mapped.fold(length, |sum, m| sum.saturating_add(m.length));
-        files.len() > MAX_FILES || bytes > MAX_BYTES
+    /// The file that `fd` has open, at least `end` bytes of it. QEMU sends a descriptor with each mapping, most of them
+    /// of one file.
+    fn file(&mut self, fd: OwnedFd, end: u64, access: Access) -> Result<Arc<MmapRegion>, MapError> {
+        let identity = identity(&fd).map_err(|error| MapError::Os(error.into()))?;
+        let known = self.files.iter().find(|file| {
+            let same = file.identity == identity && file.access == access;
+            same && file.region.size() as u64 >= end
+        });
+        if let Some(known) = known {
+            return Ok(known.region.clone());
+        }
+        // Those that nothing is mapped from any more.
+        self.files
+            .retain(|file| Arc::strong_count(&file.region) > 1);
+        let others = self.files.iter().map(|file| file.region.size() as u64);
+        let room = MAX_BYTES.saturating_sub(others.sum());
+        if self.files.len() >= MAX_FILES {
+            return Err(MapError::TooMany);
+        }
+        let region = Arc::new(map_file(File::from(fd), end, room, access)?);
+        self.files.push(Mapped {
+            identity,
+            access,
+            region: region.clone(),
+        });
+        Ok(region)
     }
 
     /// Removes `[start, end)`; returns whether any of it was mapped.
     fn remove(&mut self, start: u64, end: u64) -> bool {
-        let mut found = false;
-        let mut kept = Vec::with_capacity(self.mappings.len() + 1);
-        for mapping in self.mappings.drain(..) {
-            if mapping.end() <= start || mapping.start >= end {
-                kept.push(mapping);
-                continue;
-            }
-            found = true;
-            if mapping.start < start {
-                kept.push(mapping.part(mapping.start, start));
-            }
-            if mapping.end() > end {
-                kept.push(mapping.part(end, mapping.end()));
-            }
-        }
-        self.mappings = kept;
-        found
+        let first = self.mappings.partition_point(|m| m.end() <= start);
+        let after = self.mappings.partition_point(|m| m.start < end);
+        let Some(touched) = self.mappings.get(first..after).filter(|m| !m.is_empty()) else {
+            return false;
+        };
+        let before = touched.first().filter(|m| m.start < start);
+        let before = before.map(|m| m.part(m.start, start));
+        let behind = touched.last().filter(|m| m.end() > end);
+        let behind = behind.map(|m| m.part(end, m.end()));
+        self.mappings
+            .splice(first..after, before.into_iter().chain(behind));
+        true
     }
 }
 
@@ -196,19 +205,16 @@ impl HostMemory {
         if length == 0 {
             return Err(MapError::BadRange);
         }
+        let mut table = self.write();
         let memory = match file {
+            // Parts of pages would move words across their bounds.
+            Some(_) if !file_offset.is_multiple_of(PAGE) => return Err(MapError::BadRange),
             Some(fd) => {
-                let known = self.read().known_file(&fd);
-                let file = known.unwrap_or_else(|| Arc::new(File::from(fd)));
-                if self.read().is_too_much(&file, length) {
-                    return Err(MapError::TooMany);
-                }
-                let region = map_file(file, file_offset, length, access)?;
-                Some((Arc::new(region), 0))
+                let file_end = file_offset.checked_add(length).ok_or(MapError::BadRange)?;
+                Some((table.file(fd, file_end, access)?, file_offset))
             }
             None => None,
         };
-        let mut table = self.write();
         if table.mappings.len() >= MAX_MAPPINGS {
             return Err(MapError::TooMany);
         }
@@ -255,24 +261,20 @@ impl HostMemory {
 
     /// Takes all mappings away.
     pub fn unmap_all(&self) {
-        self.write().mappings.clear();
+        *self.write() = HostTable::default();
     }
 }
 
 /// What tells open files apart: device, inode and the rights that they were opened with.
-fn identity(fd: impl AsFd) -> Option<(u64, u64, OFlags)> {
-    let found = rustix::fs::fstat(&fd).ok()?;
-    let flags = rustix::fs::fcntl_getfl(&fd).ok()? & OFlags::RWMODE;
-    Some((found.st_dev, found.st_ino, flags))
+fn identity(fd: impl AsFd) -> rustix::io::Result<(u64, u64, OFlags)> {
+    let found = rustix::fs::fstat(&fd)?;
+    let flags = rustix::fs::fcntl_getfl(&fd)? & OFlags::RWMODE;
+    Ok((found.st_dev, found.st_ino, flags))
 }
 
-/// Maps `length` bytes of `file` at `offset`. A file shorter than that would raise SIGBUS on access.
-fn map_file(
-    file: Arc<File>,
-    offset: u64,
-    length: u64,
-    access: Access,
-) -> Result<MmapRegion, MapError> {
+/// Maps all of `file`, which must have `end` bytes and no more than `room`. One that gets shorter would raise SIGBUS on
+/// access.
+fn map_file(file: File, end: u64, room: u64, access: Access) -> Result<MmapRegion, MapError> {
     // Before its size is looked at. What cannot be sealed was sealed by its owner, or is told apart below.
     let _ = rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK);
     let sealed =
@@ -285,11 +287,14 @@ fn map_file(
     let size = rustix::fs::fstat(&file)
         .map_err(|e| MapError::Os(e.into()))?
         .st_size;
-    let end = offset.checked_add(length).ok_or(MapError::BadRange)?;
-    if u64::try_from(size).unwrap_or(0) < end {
+    let size = u64::try_from(size).unwrap_or(0);
+    if size < end {
         return Err(MapError::FileTooShort);
     }
-    let length = usize::try_from(length).map_err(|_| MapError::BadRange)?;
+    if size > room {
+        return Err(MapError::TooMany);
+    }
+    let length = usize::try_from(size).map_err(|_| MapError::TooMany)?;
     let mut protection = 0;
     if access.read {
         protection |= libc::PROT_READ;
@@ -298,7 +303,7 @@ fn map_file(
         protection |= libc::PROT_WRITE;
     }
     MmapRegionBuilder::new(length)
-        .with_file_offset(FileOffset::from_arc(file, offset))
+        .with_file_offset(FileOffset::new(file, 0))
         .with_mmap_prot(protection)
         .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
         .build()
@@ -380,10 +385,10 @@ mod tests {
         assert!(matches!(map(u64::MAX, 2, 4096, 0), Err(MapError::BadRange)));
         assert!(matches!(map(0, 8192, 4096, 0), Err(MapError::FileTooShort)));
         assert!(matches!(
-            map(0, 4096, 4096, u64::MAX),
+            map(0, 4096, 4096, u64::MAX - 4095),
             Err(MapError::BadRange)
         ));
-        assert!(matches!(map(0, 4096, 1 << 20, 17), Err(MapError::Os(_))));
+        assert!(matches!(map(0, 4096, 1 << 20, 17), Err(MapError::BadRange)));
         map(0x1000, 0x2000, 0x2000, 0).unwrap();
         assert!(matches!(
             map(0x2000, 0x2000, 0x2000, 0),
@@ -463,11 +468,16 @@ mod tests {
         let one_more = host.map(at, page, RW, Some(memfd(page)), 0);
         assert!(matches!(one_more, Err(MapError::TooMany)), "{one_more:?}");
         host.unmap_all();
-        let huge = memfd(MAX_BYTES + page);
-        let map =
-            |address, length| host.map(address, length, RW, Some(huge.try_clone().unwrap()), 0);
-        map(0, MAX_BYTES).unwrap();
-        assert!(matches!(map(MAX_BYTES, page), Err(MapError::TooMany)));
+        let too_large = host.map(0, page, RW, Some(memfd(MAX_BYTES + page)), 0);
+        assert!(matches!(too_large, Err(MapError::TooMany)), "{too_large:?}");
+        host.map(0, MAX_BYTES, RW, Some(memfd(MAX_BYTES)), 0)
+            .unwrap();
+        let more = |size| host.map(MAX_BYTES, page, RW, Some(memfd(size)), 0);
+        assert!(matches!(more(page), Err(MapError::TooMany)));
+        // What is not mapped any more makes room.
+        host.unmap(0, MAX_BYTES).unwrap();
+        more(page).unwrap();
+        assert_eq!(host.read().files.len(), 1);
     }
 
     #[test]

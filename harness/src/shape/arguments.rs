@@ -14,8 +14,8 @@ const FIRST_ROOT_PORT: u8 = 0x08;
 /// kernel cannot assign BARs. 43 bits lead out of it.
 const PHYSICAL_BITS: u32 = 43;
 
-/// Before all devices that are to be behind it. With caching mode the guest's kernel announces what it maps, too, and not
-/// only what it unmaps: QEMU passes each mapping on to the endpoints, as they look up addresses themselves.
+/// Before all devices that are to be behind it. With caching mode the guest's kernel announces what it maps, too, and
+/// not only what it unmaps: QEMU passes each mapping on to the endpoints, as they look up addresses themselves.
 const IOMMU: &str = "intel-iommu,caching-mode=on";
 
 /// Something on a PCI bus of the machine.
