@@ -20,6 +20,7 @@ mod nvme_cmb_copy;
 mod own_kernel;
 mod p2pmem_device;
 mod p2pmem_fio;
+mod p2pmem_pmr;
 mod p2pmem_removal;
 mod patience;
 mod pmr_kernel;
