@@ -30,7 +30,7 @@
  * Memory that a device still transfers to or from is free only after that. It
  * is not cleared on its way from one user to the next unless P2PMEM_ALLOC_ZERO
  * asks for it. Pages are mapped when they are touched, by the CPU or by a
- * transfer; MAP_POPULATE does nothing.
+ * transfer; MAP_POPULATE does not get all of them.
  *
  * When the device goes away (unbound, unplugged), existing mappings give
  * SIGBUS, the kernel answers EFAULT for transfers that name them, poll()
