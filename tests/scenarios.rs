@@ -23,6 +23,7 @@ mod nvram_copy;
 mod own_kernel;
 mod p2pmem_device;
 mod p2pmem_fio;
+mod p2pmem_nvram;
 mod p2pmem_pmr;
 mod p2pmem_removal;
 mod patience;
