@@ -415,6 +415,7 @@ fn memory_bars(declaration: &Declaration) -> Bars {
                 BarBacking::Memory(memory) => Some(memory.clone()),
                 BarBacking::Registers => None,
             },
+            trapped: bar.cpu_access == CpuAccess::Trapped,
         })
         .collect()
 }

@@ -10,6 +10,7 @@ use crate::endpoint::{BarBacking, BarDeclaration, Declaration, Endpoint, ResetKi
 use crate::host_memory::{HostMemory, MAX_MAPPINGS};
 use crate::mistakes::Mistakes;
 use crate::msix::{Delivery, Msix, MsixControl, Structure, signal};
+use crate::posted::Posted;
 
 #[cfg(test)]
 pub(crate) mod test_support;
@@ -137,6 +138,8 @@ pub struct Function {
     /// Written under `transition`.
     detached: AtomicBool,
     decode: RwLock<Arc<DecodeState>>,
+    /// What the transport has on its way.
+    posted: RwLock<Option<Arc<dyn Posted>>>,
 }
 
 impl Function {
@@ -166,8 +169,23 @@ impl Function {
             connected: AtomicBool::new(false),
             detached: AtomicBool::new(false),
             decode,
+            posted: RwLock::default(),
             declaration,
         }))
+    }
+
+    /// Tells peers where the CPU's writes to the function may be on their way; `None` when there is no way any more.
+    pub fn set_posted(&self, posted: Option<Arc<dyn Posted>>) {
+        *self.posted.write().unwrap_or_else(PoisonError::into_inner) = posted;
+    }
+
+    /// The way of the CPU's writes, if there are some on it.
+    pub(crate) fn undelivered(&self) -> Option<Arc<dyn Posted>> {
+        let posted = self.posted.read().unwrap_or_else(PoisonError::into_inner);
+        posted
+            .as_ref()
+            .filter(|posted| !posted.is_delivered())
+            .cloned()
     }
 
     /// Name of the endpoint in its topology.

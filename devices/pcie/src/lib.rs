@@ -26,7 +26,8 @@
 //!
 //! # What it does not model
 //!
-//! Time, flow-control credits, ordering between DMAs of different threads (each is atomic for the counters), data
+//! Time, flow-control credits, ordering between DMAs of different threads (each is atomic for the counters; a read of a
+//! peer's memory comes after what the CPU had posted to it, see [`Posted`], with a limit to its patience), data
 //! link and physical layer, ACS redirection, I/O space, and the bridges' own config space, which is QEMU's:
 //! the switch routes by the endpoints' BARs and does not see bus numbers or bridge windows.
 
@@ -42,6 +43,7 @@ pub mod memory;
 mod mistakes;
 pub(crate) mod msix;
 pub mod port;
+mod posted;
 mod refusal;
 pub mod registers;
 pub(crate) mod route;
@@ -61,6 +63,7 @@ pub use function::{Access, Function, MapError, OutOfBounds};
 pub use memory::{BarMemory, DmaBuffers, MemoryBacking, claim_file, keep_new_file};
 pub use mistakes::Mistakes;
 pub use port::{DmaError, DmaRange, Port};
+pub use posted::Posted;
 pub use sparse::SparseMemory;
 pub use tlp::{Tally, TlpClass, TlpKind};
 pub use traffic::{MatrixEntry, PortTraffic, Traffic};

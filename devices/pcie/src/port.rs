@@ -10,8 +10,9 @@ use crate::function::Function;
 use crate::host_memory::{HostLookup, HostMemory, HostTable};
 use crate::memory::DmaBuffers;
 use crate::msix::Delivery;
+use crate::posted::Posted;
 use crate::refusal::{Refusal, Stopped};
-use crate::route::{Member, RouteTable};
+use crate::route::{Decoder, Member, RouteTable};
 use crate::tlp::{self, ENDPOINT_READ_COMPLETION_BOUNDARY, LinkSettings, TlpKind};
 use crate::tree::Station;
 
@@ -103,6 +104,10 @@ struct Resolved<'a> {
     places: Vec<Place<'a>>,
     registers: Vec<RegisterAccess>,
     hops: Vec<Hop>,
+    /// Peers that were asked whether the CPU has posted something to them,
+    asked: Vec<usize>,
+    /// and what is still on its way: nobody is waited for twice.
+    undelivered: Vec<Arc<dyn Posted>>,
 }
 
 impl Port {
@@ -168,15 +173,28 @@ impl Port {
     /// See [`DmaError`]; different lengths are [`DmaError::Medium`].
     pub fn move_between(&self, from: &[DmaRange], to: &[DmaRange]) -> Result<(), DmaError> {
         let core = self.core()?;
-        self.attempt_move(&core, from, to)
+        self.attempt_move(&core, from, to, false)
             .map_err(|stopped| self.report(&core, stopped))
     }
 
-    fn attempt_move(&self, core: &Core, from: &[DmaRange], to: &[DmaRange]) -> Result<(), Stopped> {
+    fn attempt_move(
+        &self,
+        core: &Core,
+        from: &[DmaRange],
+        to: &[DmaRange],
+        waited: bool,
+    ) -> Result<(), Stopped> {
         let fetched = self.fetch_registers(core, from)?;
         let (routes, host) = (core.routes(), self.inner.host.read());
         let member = self.requester(core, &routes)?;
         let mut source = self.resolve(Dma::Read, from, &routes, &host, member)?;
+        let undelivered = std::mem::take(&mut source.undelivered);
+        if !undelivered.is_empty() && !waited {
+            drop(source);
+            drop((host, routes));
+            undelivered.iter().for_each(|posted| posted.wait());
+            return self.attempt_move(core, from, to, true);
+        }
         source.install(fetched)?;
         let mut target = self.resolve(Dma::Write, to, &routes, &host, member)?;
         buffers_of(&source.places, &mut source.registers)
@@ -258,7 +276,7 @@ impl Port {
         body: impl FnOnce(&DmaBuffers<'_>) -> std::io::Result<()>,
     ) -> Result<(), DmaError> {
         let core = self.core()?;
-        self.attempt(&core, dma, ranges, None, body)
+        self.attempt(&core, dma, ranges, None, false, body)
             .map_err(|stopped| self.report(&core, stopped))
     }
 
@@ -268,6 +286,7 @@ impl Port {
         dma: Dma,
         ranges: &[DmaRange],
         fetched: Option<Vec<RegisterAccess>>,
+        waited: bool,
         body: impl FnOnce(&DmaBuffers<'_>) -> std::io::Result<()>,
     ) -> Result<(), Stopped> {
         // Both guards are held while bytes move: when a config write or an unmap has returned, no DMA by
@@ -275,11 +294,18 @@ impl Port {
         let (routes, host) = (core.routes(), self.inner.host.read());
         let member = self.requester(core, &routes)?;
         let mut resolved = self.resolve(dma, ranges, &routes, &host, member)?;
+        if !resolved.undelivered.is_empty() && !waited {
+            let undelivered = std::mem::take(&mut resolved.undelivered);
+            drop(resolved);
+            drop((host, routes));
+            undelivered.iter().for_each(|posted| posted.wait());
+            return self.attempt(core, dma, ranges, fetched, true, body);
+        }
         if dma == Dma::Read && !resolved.registers.is_empty() && fetched.is_none() {
             drop(resolved);
             drop((host, routes));
             let fetched = self.fetch_registers(core, ranges)?;
-            return self.attempt(core, dma, ranges, Some(fetched), body);
+            return self.attempt(core, dma, ranges, Some(fetched), waited, body);
         }
         if let Some(fetched) = fetched {
             resolved.install(fetched)?;
@@ -359,6 +385,9 @@ impl Port {
             Stopped::Refused(Refusal::new(dma, address, left, member, decoder, routes))
         };
         if let Some((peer, answers)) = peer.filter(|(decoder, _)| decoder.enabled) {
+            if dma == Dma::Read && peer.trapped {
+                resolved.ask(peer);
+            }
             let offset = address - peer.start;
             let length = left.min(answers);
             let place = match &peer.memory {
@@ -488,6 +517,16 @@ impl Resolved<'_> {
         }
         self.registers = fetched;
         Ok(())
+    }
+
+    /// Asks what the CPU has posted to `peer`, once.
+    fn ask(&mut self, peer: &Decoder) {
+        if !self.asked.contains(&peer.endpoint) {
+            self.asked.push(peer.endpoint);
+            let function = peer.owner.function();
+            self.undelivered
+                .extend(function.and_then(|function| function.undelivered()));
+        }
     }
 
     /// Adds a hop, joined to the last one where it goes on from it: neighbouring mappings of host memory are

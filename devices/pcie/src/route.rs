@@ -37,6 +37,8 @@ pub(crate) struct Decoder {
     pub enabled: bool,
     /// Memory behind the BAR; none for registers.
     pub memory: Option<Arc<BarMemory>>,
+    /// The CPU writes to it by messages of the transport.
+    pub trapped: bool,
 }
 
 impl Decoder {
@@ -103,6 +105,7 @@ impl RouteTable {
                 bar: bar.index,
                 enabled: state.decodes(),
                 memory: bar.memory.clone(),
+                trapped: bar.trapped,
             });
         }
         self.arrange();
@@ -182,6 +185,7 @@ pub(crate) struct BarRoute {
     pub index: u8,
     pub length: u64,
     pub memory: Option<Arc<BarMemory>>,
+    pub trapped: bool,
 }
 
 /// A function's memory BARs.
@@ -224,6 +228,7 @@ mod tests {
                 bar: 0,
                 enabled: *enabled,
                 memory: None,
+                trapped: true,
             });
             table.decoders.extend(decoders);
             table.arrange();

@@ -72,6 +72,7 @@
 mod address;
 mod dma;
 mod irq;
+mod posted;
 mod region;
 mod server;
 mod session;

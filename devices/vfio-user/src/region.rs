@@ -7,6 +7,7 @@ use vfio_bindings::bindings::vfio::{
     VFIO_REGION_INFO_CAP_SPARSE_MMAP, VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP,
     VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
 };
+use vfio_user::Command;
 
 use crate::session::{Attachment, check_argsz, exactly, prefix};
 use crate::stream::Outbox;
@@ -255,6 +256,21 @@ fn config_write(target: &dyn Target, offset: u64, data: &[u8]) -> Result<(), Out
     target.config_read(BARS.0, &mut bars)?;
     target.config_write(offset, data)?;
     target.config_write(BARS.0, &bars)
+}
+
+/// Whether a message writes to memory behind a BAR, as far as can be said before it is looked at closely.
+pub(crate) fn may_write_memory(target: &dyn Target, command: u16, payload: &[u8]) -> bool {
+    if command == wire::REGION_WRITE_MULTI {
+        return true;
+    }
+    let access = prefix::<wire::RegionAccess>(payload).ok();
+    let written = access.filter(|_| command == Command::RegionWrite as u16);
+    let Some(Ok(Region::Bar(bar))) = written.map(|(access, _)| region(access.region)) else {
+        return false;
+    };
+    let bars = &target.declaration().bars;
+    bars.iter()
+        .any(|found| found.index == bar && matches!(found.backing, BarBacking::Memory(_)))
 }
 
 fn write_one(

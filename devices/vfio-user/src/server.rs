@@ -13,6 +13,7 @@ use p2plab_pcie::{Function, Mistakes};
 use rustix::io::Errno;
 
 use crate::address::{Listener, SocketAddress};
+use crate::posted::Progress;
 use crate::session::Session;
 use crate::stream::Ended;
 use crate::target::Target;
@@ -189,7 +190,10 @@ impl Server {
         let shared = status.clone();
         let thread = std::thread::Builder::new()
             .name(format!("vfio-user {name}"))
-            .spawn(move || body(&*target, &shared))
+            .spawn(move || {
+                crate::posted::serving();
+                body(&*target, &shared);
+            })
             .map_err(|error| ServeError::Start {
                 function: name.clone(),
                 error,
@@ -319,6 +323,7 @@ struct Connection<'a> {
 
 impl Drop for Connection<'_> {
     fn drop(&mut self) {
+        self.target.set_posted(None);
         if !std::thread::panicking() && self.status.lock().connected {
             self.target.disconnect();
         }
@@ -335,8 +340,16 @@ fn serve(target: &dyn Target, status: &Status, stream: &UnixStream) {
             return;
         }
     }
+    let progress = match Progress::new(stream) {
+        Ok(progress) => Arc::new(progress),
+        Err(error) => {
+            tracing::error!(function = target.name(), %error, "cannot serve a client");
+            return status.end();
+        }
+    };
+    target.set_posted(Some(progress.clone()));
     let connection = Connection { target, status };
-    let ended = Session::run(target, status, stream);
+    let ended = Session::run(target, status, stream, progress);
     if status.lock().stopping || matches!(ended, Ended::Closed) {
         tracing::debug!(function = target.name(), "vfio-user client gone");
     } else if status.mistakes.is_worth_a_line() {

@@ -12,6 +12,7 @@ use vfio_user::Command;
 use zerocopy::FromBytes;
 
 use crate::irq::{self, Interrupts};
+use crate::posted::Progress;
 use crate::server::Status;
 use crate::stream::{Ended, Inbox, Outbox, Received};
 use crate::target::Target;
@@ -24,6 +25,7 @@ pub(crate) struct Session<'a> {
     status: &'a Status,
     limits: Option<Limits>,
     interrupts: Interrupts,
+    progress: Arc<Progress>,
 }
 
 /// A memory whose descriptor goes with the reply.
@@ -31,37 +33,47 @@ pub(crate) type Attachment = Option<Arc<BarMemory>>;
 
 impl<'a> Session<'a> {
     /// Serves the client on `stream` until it goes away, or the stream is shut down.
-    pub(crate) fn run(target: &'a dyn Target, status: &'a Status, stream: &UnixStream) -> Ended {
+    pub(crate) fn run(
+        target: &'a dyn Target,
+        status: &'a Status,
+        stream: &UnixStream,
+        progress: Arc<Progress>,
+    ) -> Ended {
         let mut session = Session {
             target,
             status,
             limits: None,
             interrupts: Interrupts::default(),
+            progress: Arc::clone(&progress),
         };
-        let mut inbox = Inbox::default();
+        let mut inbox = Inbox::new(progress);
         let mut outbox = Outbox::default();
         loop {
             let received = match inbox.receive(stream, &mut || target.poll()) {
                 Ok(received) => received,
                 Err(ended) => return ended,
             };
-            if let Err(error) = session.answer(received, inbox.payload(), &mut outbox, stream) {
+            let end = inbox.taken();
+            if let Err(error) = session.answer(received, inbox.payload(), end, &mut outbox, stream)
+            {
                 return Ended::Io(error);
             }
         }
     }
 
-    /// Handles one request and sends its reply, unless none is wanted.
+    /// Handles one request, which ends before byte `end` of the stream, and sends its reply, unless none is wanted.
     fn answer(
         &mut self,
         received: Received,
         payload: &[u8],
+        end: u64,
         outbox: &mut Outbox,
         stream: &UnixStream,
     ) -> io::Result<()> {
         let Received { header, fds, fault } = received;
         if header.flags & wire::TYPE_MASK == wire::TYPE_REPLY {
             // We send no requests, so nobody waits for it. Its descriptors close here.
+            self.progress.delivered(end);
             tracing::debug!(
                 function = self.target.name(),
                 id = header.message_id,
@@ -70,11 +82,16 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         outbox.clear();
+        // What takes its time with registers, as a doorbell may, has no write to memory to be waited for.
+        if !region::may_write_memory(self.target, header.command, payload) {
+            self.progress.delivered(end);
+        }
         let result = match fault {
             Some(errno) => Err(errno),
             None if header.flags & !wire::NO_REPLY != wire::TYPE_COMMAND => Err(Errno::INVAL),
             None => self.dispatch(header.command, payload, fds, outbox),
         };
+        self.progress.delivered(end);
         if let Err(errno) = &result {
             tracing::debug!(
                 function = self.target.name(),

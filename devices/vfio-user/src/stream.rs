@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -13,6 +14,7 @@ use rustix::net::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::posted::Progress;
 use crate::wire::{HEADER_SIZE, Header};
 
 /// Descriptors that one message may carry; QEMU sends no more than 16 whatever we announce.
@@ -61,7 +63,7 @@ const AHEAD: usize = 4096;
 /// Reads messages; the payload of the last one stays in a buffer that is used for all of them.
 ///
 /// What has arrived is read at once, so that a short message costs one system call, or none.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Inbox {
     buffer: Vec<u8>,
     length: usize,
@@ -74,6 +76,28 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
+    /// An empty one, which tells `progress` of what it takes.
+    pub(crate) fn new(progress: Arc<Progress>) -> Self {
+        Self {
+            buffer: Vec::new(),
+            length: 0,
+            ahead: Vec::new(),
+            waiting: 0..0,
+            taken: 0,
+            arrivals: Arrivals {
+                received: 0,
+                fds: Vec::new(),
+                truncated: None,
+                progress,
+            },
+        }
+    }
+
+    /// Where the last message received ends, in bytes since the beginning.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
+    }
+
     /// Payload of the last message received.
     pub(crate) fn payload(&self) -> &[u8] {
         self.buffer.get(..self.length).unwrap_or_default()
@@ -185,7 +209,7 @@ enum Shortfall {
 ///
 /// Linux ends a read behind the piece that descriptors came with (unix(7), ancillary messages), so they belong to
 /// the message that has the read's last byte.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Arrivals {
     /// Bytes received so far.
     received: u64,
@@ -193,6 +217,7 @@ struct Arrivals {
     fds: Vec<(u64, OwnedFd)>,
     /// Position of a byte whose message came with more than it may.
     truncated: Option<u64>,
+    progress: Arc<Progress>,
 }
 
 impl Arrivals {
@@ -207,10 +232,22 @@ impl Arrivals {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(data)];
         let got = loop {
-            match rustix::net::recvmsg(stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
-                Ok(got) => break got,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(Shortfall::Io(error.into())),
+            let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+            let mut got = None;
+            let taken = self.progress.take(|| {
+                let received = rustix::net::recvmsg(stream, &mut parts, &mut control, flags)?;
+                let count = received.bytes;
+                got = Some(received);
+                Ok(count)
+            });
+            match (taken, got) {
+                (Ok(_), Some(got)) => break got,
+                (Ok(_), None) | (Err(Errno::INTR), _) => {}
+                (Err(Errno::AGAIN), _) => {
+                    // Whatever it says, the next round finds it, too.
+                    let _ = rustix::net::recv(stream, &mut [0; 1], RecvFlags::PEEK);
+                }
+                (Err(error), _) => return Err(Shortfall::Io(error.into())),
             }
         };
         if got.bytes == 0 {

@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use p2plab_pcie::{Access, Declaration, Function, MapError, OutOfBounds, ResetKind};
+use p2plab_pcie::{Access, Declaration, Function, MapError, OutOfBounds, Posted, ResetKind};
 
 /// The transport's side of a [`Function`]; see there.
 pub(crate) trait Target: Send + Sync {
@@ -32,6 +33,7 @@ pub(crate) trait Target: Send + Sync {
     fn mask_intx(&self, masked: bool);
     fn reset(&self, kind: ResetKind);
     fn poll(&self) -> bool;
+    fn set_posted(&self, posted: Option<Arc<dyn Posted>>);
 }
 
 macro_rules! forward {
@@ -70,4 +72,5 @@ forward! {
     fn mask_intx(&self, masked: bool);
     fn reset(&self, kind: ResetKind);
     fn poll(&self) -> bool;
+    fn set_posted(&self, posted: Option<Arc<dyn Posted>>);
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use p2plab_pcie::{
     Access, BarBacking, BarDeclaration, BarMemory, CpuAccess, Declaration, Identity, MapError,
-    MsixDeclaration, OutOfBounds, ResetKind,
+    MsixDeclaration, OutOfBounds, Posted, ResetKind,
 };
 
 use crate::target::Target;
@@ -179,6 +179,8 @@ impl Target for Fake {
     fn poll(&self) -> bool {
         false
     }
+
+    fn set_posted(&self, _posted: Option<Arc<dyn Posted>>) {}
 
     fn unmap_all_host_memory(&self) {
         self.note("unmap all".into());
