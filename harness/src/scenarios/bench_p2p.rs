@@ -18,7 +18,7 @@ use crate::topology::{GIB, sizes};
 pub const NAME: &str = "bench-p2p";
 
 /// Rounds; in each, guest and host copy once.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 /// What the talk's hardware copied through a CMB, in MB/s.
 const TALK: f64 = 1600.0;
 /// What the talk counted at the upstream port for 8 GB, in bytes.
