@@ -68,6 +68,7 @@ fn the_examples_are_good() {
             "nvme-cmb-copy",
             "nvram",
             "one-switch",
+            "pmr",
             "tools",
             "two-root-ports"
         ]
