@@ -150,7 +150,7 @@ fn buffers_that_no_copy_has_are_refused() {
     // More than the largest card has.
     refused(
         &run(&["run", "nvram-copy", "--size", "16GiB", "--chunk", "4GiB"]),
-        &["`size` is 32GiB, it must be 64MiB to 8GiB"],
+        &["`size` is 64GiB, it must be 64MiB to 8GiB"],
     );
 }
 

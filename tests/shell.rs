@@ -1,10 +1,13 @@
 //! The interactive shell, driven as a person would.
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 use p2plab_tests::{HostShare, p2plab};
 use rexpect::session::{PtySession, spawn_command};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::command_line::{command, text, topology};
 
@@ -63,6 +66,22 @@ fn exit_and_poweroff_end_the_lab() {
     }
 }
 
+/// What a program prints until it ends; one that does not is ended, and the test fails by its status.
+fn output_within(child: Child, deadline: Duration) -> Output {
+    let pid = Pid::from_child(&child);
+    let (ended, end) = channel::<()>();
+    let watch = std::thread::spawn(move || {
+        if end.recv_timeout(deadline) == Err(RecvTimeoutError::Timeout) {
+            // Nobody has waited for it, so the number is still its own.
+            kill_process(pid, Signal::TERM).unwrap();
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    drop(ended);
+    watch.join().unwrap();
+    output
+}
+
 /// A script in a pipe is typed in; the pipe's end ends the shell, and that the lab.
 #[test]
 fn a_pipe_is_typed_in() {
@@ -79,7 +98,7 @@ fn a_pipe_is_typed_in() {
         .unwrap()
         .write_all(b"echo $((6 * 7))\n")
         .unwrap();
-    let output = child.wait_with_output().unwrap();
+    let output = output_within(child, Duration::from_secs(180));
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert!(
         text(&output.stdout).contains("\n42\r"),

@@ -505,6 +505,9 @@ mod tests {
         let memory = BarMemory::open("test", &backing(true), size).unwrap();
         assert!(used() >= size, "{}", used());
         assert!(memory.read(8192, &mut byte) && byte == [7]);
+        let error = BarMemory::open("test", &backing(true), size).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy, "two writers");
+        drop(memory);
         let error = BarMemory::open("test", &backing(true), 2 * size).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         // What no file system has room for is no file.

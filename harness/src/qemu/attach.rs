@@ -20,6 +20,8 @@ const LEAVE: u8 = 0x1d;
 const PREFIX: u8 = 0x01;
 /// Ctrl-D, a terminal's end of input.
 const END_OF_TRANSMISSION: u8 = 0x04;
+/// Ctrl-U, which empties the line: on one that has something Ctrl-D is no end.
+const KILL_LINE: u8 = 0x15;
 
 /// While there is input, only what happens wakes the relay.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -138,8 +140,9 @@ impl Attachment {
         loop {
             let ready = self.poll(&signals, input, input_open, &typed)?;
             if ready.nothing && typed.is_empty() {
-                // A shell that just ran a command may have lost the character as it took its terminal back.
-                typed.push(END_OF_TRANSMISSION);
+                // A shell that just ran a command may have lost the character as it took its terminal back, or taken it for
+                // another one.
+                typed.extend([KILL_LINE, END_OF_TRANSMISSION]);
             }
             if ready.console
                 && let Some(left) = self.show(&mut output)?
@@ -380,6 +383,10 @@ mod tests {
         let mut typed = [0; 7];
         guest.read_exact(&mut typed).unwrap();
         assert_eq!(&typed, b"exit\x1d\n\x04", "no leave keys in a pipe");
+        // A shell that took it for another character has that on its line.
+        let mut again = [0; 2];
+        guest.read_exact(&mut again).unwrap();
+        assert_eq!(&again, b"\x15\x04");
         guest.write_all(b"bye").unwrap();
         drop(guest);
         assert_eq!(relay.join().unwrap().unwrap(), Left::ConsoleClosed);
