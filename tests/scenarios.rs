@@ -18,6 +18,7 @@ mod legality;
 mod lifecycle;
 mod lspci;
 mod nvme_cmb_copy;
+mod nvme_pmr_copy;
 mod nvram;
 mod nvram_copy;
 mod own_kernel;

@@ -8,6 +8,7 @@ pub mod bench_warm_start;
 pub mod copy;
 pub mod media;
 pub mod nvme_cmb_copy;
+pub mod nvme_pmr_copy;
 pub mod nvram_copy;
 mod qemu_nvme;
 
@@ -130,7 +131,7 @@ pub struct Scenario {
 type Run = fn(&ScenarioOptions, &mut dyn Progress) -> Result<Box<dyn Report>, LabError>;
 
 /// All scenarios.
-pub const SCENARIOS: [Scenario; 7] = [
+pub const SCENARIOS: [Scenario; 8] = [
     Scenario {
         name: nvram_copy::NAME,
         summary: "copy between two NVMe SSDs, through host memory and through an NVRAM card (example 1 of the talk)",
@@ -142,6 +143,12 @@ pub const SCENARIOS: [Scenario; 7] = [
         summary: "copy between two NVMe SSDs, through host memory and through a CMB (example 2 of the talk)",
         fixed: &[],
         run: |options, progress| Ok(Box::new(nvme_cmb_copy::run(options, progress)?)),
+    },
+    Scenario {
+        name: nvme_pmr_copy::NAME,
+        summary: "copy between two NVMe SSDs, through host memory and through a PMR, with the patched nvme driver",
+        fixed: &[],
+        run: |options, progress| Ok(Box::new(nvme_pmr_copy::run(options, progress)?)),
     },
     Scenario {
         name: bench_qemu_nvme::NAME,

@@ -7,12 +7,12 @@ use super::copy::{self, CopyJob};
 use super::{BufferOwner, ScenarioOptions, buffer_memory};
 use crate::lab::LabError;
 use crate::report::{CopyReport, Talk};
-use crate::topology::{MIB, Nvme, Topology};
+use crate::topology::{MIB, Nvme, Topology, TopologyBuilder};
 
 /// Name on the command line.
 pub const NAME: &str = "nvme-cmb-copy";
 
-/// Blocks of an SSD that is there for its CMB.
+/// Blocks of an SSD that is there for its memory.
 const BYSTANDER: u64 = 64 * MIB;
 
 /// Runs the scenario.
@@ -34,8 +34,17 @@ pub fn run(options: &ScenarioOptions, progress: &mut dyn Progress) -> Result<Cop
     copy::run(topology(NAME, options)?, &job, options, progress)
 }
 
-/// Whose CMB the options choose.
-fn owner(options: &ScenarioOptions) -> &'static str {
+/// Two SSDs below one switch, or three; the one whose CMB is the buffer has one that is large enough.
+///
+/// # Errors
+/// Options that no copy can have.
+pub fn topology(name: &str, options: &ScenarioOptions) -> Result<Topology, LabError> {
+    let memory = buffer_memory(options);
+    Ok(ssds(name, options, |ssd| ssd.cmb(memory))?.build()?)
+}
+
+/// Whose memory the options choose.
+pub(super) fn owner(options: &ScenarioOptions) -> &'static str {
     match options.buffer {
         BufferOwner::Source => "ssd0",
         BufferOwner::Destination => "ssd1",
@@ -43,14 +52,15 @@ fn owner(options: &ScenarioOptions) -> &'static str {
     }
 }
 
-/// Two SSDs below one switch, or three; the one whose CMB is the buffer has one that is large enough.
-///
-/// # Errors
-/// Options that no copy can have.
-pub fn topology(name: &str, options: &ScenarioOptions) -> Result<Topology, LabError> {
-    let with_cmb = |name, ssd: Nvme| {
+/// Two SSDs below one switch, or three, of which `with_memory` makes the one whose memory is the buffer.
+pub(super) fn ssds(
+    name: &str,
+    options: &ScenarioOptions,
+    with_memory: impl Fn(Nvme) -> Nvme,
+) -> Result<TopologyBuilder, LabError> {
+    let ssd = |name, ssd: Nvme| {
         if name == owner(options) {
-            ssd.cmb(buffer_memory(options))
+            with_memory(ssd)
         } else {
             ssd
         }
@@ -59,10 +69,10 @@ pub fn topology(name: &str, options: &ScenarioOptions) -> Result<Topology, LabEr
         .root_port("rp0")
         .switch("sw0", "rp0", 4);
     for (name, port) in [("ssd0", "sw0.0"), ("ssd1", "sw0.1")] {
-        builder = builder.nvme(name, port, with_cmb(name, copy::ssd(name, options)?));
+        builder = builder.nvme(name, port, ssd(name, copy::ssd(name, options)?));
     }
     if options.buffer == BufferOwner::Third {
-        builder = builder.nvme("ssd2", "sw0.2", with_cmb("ssd2", Nvme::memory(BYSTANDER)));
+        builder = builder.nvme("ssd2", "sw0.2", ssd("ssd2", Nvme::memory(BYSTANDER)));
     }
-    Ok(builder.build()?)
+    Ok(builder)
 }
