@@ -17,7 +17,6 @@ static long p2pmem_ioc_info(struct p2pmem *p, void __user *arg)
 {
 	struct pci_dev *pdev = p->pdev;
 	struct p2pmem_info info = {
-		.domain = pci_domain_nr(pdev->bus),
 		.bus = pdev->bus->number,
 		.devfn = pdev->devfn,
 		.bar = p->bar,
@@ -33,6 +32,7 @@ static long p2pmem_ioc_info(struct p2pmem *p, void __user *arg)
 	scoped_guard(rwsem_read, &p->lock) {
 		if (!p->alive)
 			return -ENODEV;
+		info.domain = pci_domain_nr(pdev->bus);
 		info.free = p2pmem_pool_free(p);
 	}
 	return copy_to_user(arg, &info, sizeof(info)) ? -EFAULT : 0;

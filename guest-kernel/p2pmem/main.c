@@ -154,9 +154,11 @@ static int __init p2pmem_init(void)
 	return 0;
 
 unregister_notifier:
-	bus_unregister_notifier(&pci_bus_type, &p2pmem_notifier);
 	p2pmem_remove_all();
+	bus_unregister_notifier(&pci_bus_type, &p2pmem_notifier);
 unregister_class:
+	/* A rescan may have added some. */
+	p2pmem_remove_all();
 	p2pmem_debugfs_exit();
 	class_unregister(&p2pmem_class);
 unregister_chrdev:
@@ -169,10 +171,11 @@ static void __exit p2pmem_exit(void)
 	pci_unregister_driver(&p2pmem_pci_driver);
 	/*
 	 * Nobody has a file, mapping or dma-buf of ours: none of the providers
-	 * that remain has to wait for us.
+	 * that remain has to wait for us. Until all are gone the notifier takes
+	 * those away whose provider goes meanwhile.
 	 */
-	bus_unregister_notifier(&pci_bus_type, &p2pmem_notifier);
 	p2pmem_remove_all();
+	bus_unregister_notifier(&pci_bus_type, &p2pmem_notifier);
 	p2pmem_debugfs_exit();
 	class_unregister(&p2pmem_class);
 	unregister_chrdev_region(p2pmem_first, P2PMEM_DEVICES * P2PMEM_MINORS);

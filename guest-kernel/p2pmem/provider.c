@@ -18,6 +18,8 @@
 static DEFINE_MUTEX(p2pmem_mutex);
 static LIST_HEAD(p2pmem_list);
 static DEFINE_IDA(p2pmem_ida);
+/* The module goes: no device is added any more. Under the mutex. */
+static bool p2pmem_closing;
 
 /*
  * Whether the device has published memory: it is then the memory nearest to
@@ -226,6 +228,8 @@ void p2pmem_add_providers(struct pci_dev *pdev)
 	if (!p2pmem_published(pdev))
 		return;
 	guard(mutex)(&p2pmem_mutex);
+	if (p2pmem_closing)
+		return;
 	for (bar = 0; bar < PCI_STD_NUM_BARS; bar++) {
 		if (p2pmem_lookup(pdev, bar) ||
 		    !p2pmem_measure(pdev, bar, &offset, &size))
@@ -254,7 +258,7 @@ void p2pmem_remove_providers(struct pci_dev *pdev)
 }
 
 /**
- * p2pmem_remove_all - remove all devices, when no more are added
+ * p2pmem_remove_all - remove all devices, and add no more
  *
  * For the end of the module: nobody has one open then.
  */
@@ -263,6 +267,7 @@ void p2pmem_remove_all(void)
 	struct p2pmem *p, *next;
 
 	guard(mutex)(&p2pmem_mutex);
+	p2pmem_closing = true;
 	list_for_each_entry_safe(p, next, &p2pmem_list, node)
 		p2pmem_remove(p);
 }

@@ -54,8 +54,10 @@
 //!
 //! A loss of power keeps the contents where STS.ARMED is set, and loses them where it is not. Software sets CTRL.ARM;
 //! the card flushes, and then is armed (STS.ARMING meanwhile). Clearing CTRL.ARM disarms at once, and flushes. A failed
-//! capacitor or flash clears STS.ARMED for as long as it lasts, whatever CTRL.ARM says. If the flush fails, HEALTH.MEDIUM
-//! is set and the card is not armed: software may clear and set CTRL.ARM to try again. After power on the card is armed,
+//! capacitor or flash clears STS.ARMED for as long as it lasts, whatever CTRL.ARM says. If a flush fails, then or
+//! later, HEALTH.MEDIUM is set and the card is not armed: software may clear and set CTRL.ARM to try again. Where the host
+//! itself has failed to write (not a test that lets it), all flushes fail until the file is opened again: what it lost,
+//! nobody knows. After power on the card is armed,
 //! or not, as it is configured. Resets change nothing of this.
 //!
 //! PFAIL bits 7:0 tell afterwards: 0: there was no loss of power yet; 1: the contents were saved and restored; 2: the card

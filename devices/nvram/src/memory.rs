@@ -19,6 +19,9 @@ pub(crate) struct Memory {
     cpu_access: CpuAccess,
     /// A test lets flushes fail.
     fails: AtomicBool,
+    /// The host could not write something, and has forgotten what: Linux takes its pages for clean then, and the next
+    /// flush would succeed.
+    incomplete: AtomicBool,
 }
 
 impl Memory {
@@ -36,6 +39,7 @@ impl Memory {
             is_file: config.backing != MemoryBacking::Memory,
             cpu_access: config.cpu_access,
             fails: AtomicBool::new(false),
+            incomplete: AtomicBool::new(false),
         })
     }
 
@@ -52,8 +56,16 @@ impl Memory {
         if self.fails.load(Ordering::Relaxed) {
             return Err(io::Error::other("a test lets it fail"));
         }
-        if self.is_file {
-            self.bar.sync()?;
+        if !self.is_file {
+            return Ok(());
+        }
+        let result = self.bar.sync();
+        if result.is_err() {
+            self.incomplete.store(true, Ordering::SeqCst);
+        }
+        if self.incomplete.load(Ordering::SeqCst) {
+            let lost = || io::Error::other("the host lost writes in a flush before");
+            return result.and_then(|()| Err(lost()));
         }
         Ok(())
     }

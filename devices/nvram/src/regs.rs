@@ -335,7 +335,10 @@ impl Registers {
                 registers.armed = result.is_ok();
             });
         }
-        self.raise(Event::new().with_flushed(true));
+        // Who has asked again meanwhile is told when that has ended.
+        if !self.due {
+            self.raise(Event::new().with_flushed(true));
+        }
     }
 
     /// Counts a flush, whoever did it.
@@ -345,7 +348,11 @@ impl Registers {
             Err(error) => {
                 tracing::error!(%error, "the memory is not flushed");
                 count(&mut self.statistics.flush_errors);
-                self.change(|registers| registers.medium = true);
+                // What cannot be flushed cannot be saved either.
+                self.change(|registers| {
+                    registers.medium = true;
+                    registers.armed = false;
+                });
             }
         }
     }
