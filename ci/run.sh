@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The pipeline: what CI runs, anywhere. Format, lints, documentation, tests (VM scenarios among them).
 # `ci/run.sh STEP...` runs only those steps: format clippy docs test.
-# Long runs are no part of it: `ci/durability.sh` kills a process that writes hundreds of times.
+# Long runs are no part of it: `ci/durability.sh` kills a process that writes hundreds of times, `ci/fuzz.sh` fuzzes the
+# NVMe controller, `ci/p2pmem-stress.sh` takes peer memory away from its users a thousand times.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

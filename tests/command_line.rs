@@ -158,7 +158,7 @@ fn help_and_version() {
         );
     }
     let list = text(&run(&["list"]).stdout);
-    for name in ["nvram-copy ", "nvme-cmb-copy "] {
+    for name in ["nvram-copy ", "nvme-cmb-copy ", "nvme-pmr-copy "] {
         assert!(list.lines().any(|line| line.starts_with(name)), "{list}");
     }
 }
