@@ -305,7 +305,8 @@ impl Core {
     /// An abrupt shutdown does the same: flushing is all that takes time, and it saves data.
     fn shut_down(&mut self, shared: &Shared) {
         stop(self.workers.values_mut());
-        for ns in shared.namespaces.all() {
+        // Also those detached: a command that was under way may have come after the flush of that.
+        for ns in shared.namespaces.all_allocated() {
             if let Err(error) = ns.flush() {
                 tracing::error!(%error, nsid = ns.nsid, "flush at shutdown");
             }

@@ -145,7 +145,7 @@ impl Namespaces {
 
     /// Flushes all; the first error, after all were tried.
     pub(crate) fn flush_all(&self) -> io::Result<()> {
-        let results: Vec<_> = self.all().iter().map(|ns| ns.flush()).collect();
+        let results: Vec<_> = self.all_allocated().iter().map(|ns| ns.flush()).collect();
         results.into_iter().collect()
     }
 

@@ -121,8 +121,10 @@ pub(crate) fn poll(shared: &Shared) -> bool {
     let mut found = false;
     for sq in sqs {
         let before = sq.head();
-        // A worker at work looks and asks by itself.
-        let _ = visit(shared, &sq, ask);
+        // A worker at work looks and asks by itself; others who hold the queue do not.
+        if visit(shared, &sq, ask).is_none() && ask {
+            sq.wake.notify();
+        }
         found |= sq.head() != before;
     }
     !ask || found
@@ -437,6 +439,10 @@ fn quick_bytes(shared: &Shared, command: &Command) -> Option<u64> {
     let Ok(ns) = io::namespace(shared, command.nsid.get()) else {
         return Some(0);
     };
+    // Commands that wait for each other may wait for one that waits for the medium.
+    if ns.takes_turns() {
+        return None;
+    }
     let bytes = (u64::from(cdw12.nlb_z()) + 1) << ns.block_shift;
     let durable = match command.opcode {
         opcode::READ => cdw12.fua(),

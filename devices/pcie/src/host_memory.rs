@@ -205,10 +205,15 @@ impl HostMemory {
         if length == 0 {
             return Err(MapError::BadRange);
         }
+        if let Some(fd) = &file {
+            // Parts of pages would move words across their bounds.
+            if !file_offset.is_multiple_of(PAGE) {
+                return Err(MapError::BadRange);
+            }
+            seal(fd)?;
+        }
         let mut table = self.write();
         let memory = match file {
-            // Parts of pages would move words across their bounds.
-            Some(_) if !file_offset.is_multiple_of(PAGE) => return Err(MapError::BadRange),
             Some(fd) => {
                 let file_end = file_offset.checked_add(length).ok_or(MapError::BadRange)?;
                 Some((table.file(fd, file_end, access)?, file_offset))
@@ -272,16 +277,22 @@ fn identity(fd: impl AsFd) -> rustix::io::Result<(u64, u64, OFlags)> {
     Ok((found.st_dev, found.st_ino, flags))
 }
 
-/// Maps all of `file`, which must have `end` bytes and no more than `room`. One that gets shorter would raise SIGBUS on
-/// access.
+/// Keeps the file from getting shorter, which would raise SIGBUS on access. Asked before anything else, and while nothing
+/// is locked: a file system in user space, which may take for ever to answer other questions, has no seals.
+fn seal(fd: &OwnedFd) -> Result<(), MapError> {
+    // What cannot be sealed any more was sealed by its owner, or is refused.
+    let _ = rustix::fs::fcntl_add_seals(fd, SealFlags::SHRINK);
+    match rustix::fs::fcntl_get_seals(fd) {
+        Ok(seals) if seals.contains(SealFlags::SHRINK) => Ok(()),
+        _ => Err(MapError::NotSealed),
+    }
+}
+
+/// Maps all of `file`, which is sealed and must have `end` bytes and no more than `room`.
 fn map_file(file: File, end: u64, room: u64, access: Access) -> Result<MmapRegion, MapError> {
-    // Before its size is looked at. What cannot be sealed was sealed by its owner, or is told apart below.
-    let _ = rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK);
-    let sealed =
-        rustix::fs::fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
     // Huge pages, which also take seals, are another file system (linux/magic.h).
     let ordinary = rustix::fs::fstatfs(&file).is_ok_and(|stat| stat.f_type == libc::TMPFS_MAGIC);
-    if !sealed || !ordinary {
+    if !ordinary {
         return Err(MapError::NotSealed);
     }
     let size = rustix::fs::fstat(&file)

@@ -36,6 +36,8 @@ pub(crate) struct Progress {
     taken: AtomicU64,
     /// What these bytes ask for has been done, as far as memory is concerned.
     delivered: AtomicU64,
+    /// What `delivered` was when somebody waited in vain: nobody waits again until it has moved.
+    stuck: AtomicU64,
 }
 
 impl Progress {
@@ -45,6 +47,7 @@ impl Progress {
             taking: AtomicBool::new(false),
             taken: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
+            stuck: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -100,10 +103,20 @@ impl Posted for Progress {
             PATIENCE
         };
         let mut target = None;
-        loop {
+        let is_stuck =
+            || self.stuck.load(Ordering::Relaxed) == self.delivered.load(Ordering::Acquire);
+        while !is_stuck() {
             target = target.or_else(|| self.arrived());
             let waited = begun.elapsed();
-            if target.is_some_and(|target| self.has_delivered(target)) || waited >= patience {
+            if target.is_some_and(|target| self.has_delivered(target)) {
+                return;
+            }
+            if waited >= patience {
+                // A thread that serves a client gives up early, and says nothing of how long others may wait.
+                if !SERVING.get() {
+                    let delivered = self.delivered.load(Ordering::Acquire);
+                    self.stuck.store(delivered, Ordering::Relaxed);
+                }
                 return;
             }
             if waited < AWAKE {

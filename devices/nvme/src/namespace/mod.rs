@@ -220,11 +220,16 @@ impl Namespace {
     /// at what they hold before. The lock is the namespace's, not a range's: what needs it is rare, and a table of
     /// ranges would cost every command more than it.
     pub(crate) fn turn(&self, modifies: bool) -> Turn<'_> {
-        if modifies && (self.metadata.is_some() || self.cache.is_some()) {
+        if modifies && self.takes_turns() {
             self.turn_alone()
         } else {
             Turn::Shared(read(&self.turns))
         }
+    }
+
+    /// Whether commands that modify blocks go alone, and others wait for them.
+    pub(crate) fn takes_turns(&self) -> bool {
+        self.metadata.is_some() || self.cache.is_some()
     }
 
     /// A turn with no other command beside.
