@@ -3,7 +3,7 @@
 use p2plab::report::{CopyReport, TransferBy};
 use p2plab::scenarios::copy::{CopyJob, compare};
 use p2plab::scenarios::{BufferOwner, ScenarioOptions, nvme_cmb_copy};
-use p2plab::topology::MIB;
+use p2plab::topology::{MIB, Topology};
 use p2plab_images::Silent;
 use p2plab_tests::TestLab;
 
@@ -15,16 +15,26 @@ fn copied(name: &str, owner: BufferOwner, buffer: &str) -> CopyReport {
         ..ScenarioOptions::default()
     };
     let topology = nvme_cmb_copy::topology("copy", &options).unwrap();
+    copied_in(name, topology, buffer, &options)
+}
+
+/// A copy from ssd0 to ssd1 through the memory of `buffer` in a lab of its own; every byte was compared.
+pub(crate) fn copied_in(
+    name: &str,
+    topology: Topology,
+    buffer: &str,
+    options: &ScenarioOptions,
+) -> CopyReport {
     let lab = TestLab::start(name, topology);
     let job = CopyJob {
-        scenario: "nvme-cmb-copy",
+        scenario: name,
         description: "",
         source: "ssd0",
         destination: "ssd1",
         buffer,
         talk: None,
     };
-    let report = compare(&lab, &job, &options, &mut Silent).unwrap();
+    let report = compare(&lab, &job, options, &mut Silent).unwrap();
     lab.finish();
     assert!(report.modes.values().all(|mode| mode.verified), "{report}");
     report

@@ -1,11 +1,10 @@
 //! A copy between two NVMe SSDs, through host memory and through the Persistent Memory Region of one of them.
 
 use p2plab::report::TransferBy;
-use p2plab::scenarios::copy::{CopyJob, compare};
 use p2plab::scenarios::{ScenarioOptions, nvme_pmr_copy};
 use p2plab::topology::MIB;
-use p2plab_images::Silent;
-use p2plab_tests::TestLab;
+
+use crate::nvme_cmb_copy::copied_in;
 
 /// What ssd0 reads into its own region moves within ssd0, so one DMA crosses the switch: ssd1's read of it.
 #[test]
@@ -15,17 +14,8 @@ fn a_region_of_the_source_is_the_bounce_buffer() {
         ..ScenarioOptions::default()
     };
     let topology = nvme_pmr_copy::topology("nvme-pmr-copy", &options).unwrap();
-    let lab = TestLab::start("a_region_of_the_source_is_the_bounce_buffer", topology);
-    let job = CopyJob {
-        scenario: "nvme-pmr-copy",
-        description: "",
-        source: "ssd0",
-        destination: "ssd1",
-        buffer: "ssd0",
-        talk: None,
-    };
-    let report = compare(&lab, &job, &options, &mut Silent).unwrap();
-    assert!(report.modes.values().all(|mode| mode.verified), "{report}");
+    let name = "a_region_of_the_source_is_the_bounce_buffer";
+    let report = copied_in(name, topology, "ssd0", &options);
     let ways: Vec<_> = report
         .transfers
         .iter()
@@ -38,5 +28,4 @@ fn a_region_of_the_source_is_the_bounce_buffer() {
         "{report}"
     );
     assert!(report.modes["p2p"].usp_payload_bytes < MIB, "{report}");
-    lab.finish();
 }

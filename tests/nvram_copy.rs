@@ -1,11 +1,10 @@
 //! Example 1 of the talk: a copy between two plain NVMe SSDs, through host memory and through an NVRAM card.
 
 use p2plab::report::TransferBy;
-use p2plab::scenarios::copy::{CopyJob, compare};
 use p2plab::scenarios::{ScenarioOptions, nvram_copy};
 use p2plab::topology::MIB;
-use p2plab_images::Silent;
-use p2plab_tests::TestLab;
+
+use crate::nvme_cmb_copy::copied_in;
 
 /// One DMA into the card by Memory Writes and one out of it by Memory Reads, and the upstream port sees queues and
 /// interrupts only.
@@ -16,17 +15,8 @@ fn a_card_is_the_bounce_buffer_of_two_plain_ssds() {
         ..ScenarioOptions::default()
     };
     let topology = nvram_copy::topology("nvram-copy", &options).unwrap();
-    let lab = TestLab::start("a_card_is_the_bounce_buffer_of_two_plain_ssds", topology);
-    let job = CopyJob {
-        scenario: "nvram-copy",
-        description: "",
-        source: "ssd0",
-        destination: "ssd1",
-        buffer: "nv0",
-        talk: None,
-    };
-    let report = compare(&lab, &job, &options, &mut Silent).unwrap();
-    assert!(report.modes.values().all(|mode| mode.verified), "{report}");
+    let name = "a_card_is_the_bounce_buffer_of_two_plain_ssds";
+    let report = copied_in(name, topology, "nv0", &options);
     let of = |mode: &str| {
         let mine = report.transfers.iter().filter(|t| t.mode == mode);
         let ways = mine.map(|t| (&*t.from, &*t.to, t.by, t.payload_bytes));
@@ -50,5 +40,4 @@ fn a_card_is_the_bounce_buffer_of_two_plain_ssds() {
         "{report}"
     );
     assert!(report.modes["p2p"].usp_payload_bytes < MIB, "{report}");
-    lab.finish();
 }

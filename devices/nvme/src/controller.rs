@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread::{Builder, JoinHandle};
 
 use p2plab_pcie::{
-    BarBacking, BarDeclaration, BarMemory, CpuAccess, Declaration, Endpoint, Identity, Mistakes,
-    MsixDeclaration, Port, ResetKind,
+    BarDeclaration, BarMemory, Declaration, Endpoint, Identity, Mistakes, MsixDeclaration, Port,
+    ResetKind,
 };
 use serde_json::{Value, json};
 
@@ -492,14 +492,7 @@ impl Drop for NvmeController {
 
 impl Endpoint for NvmeController {
     fn declaration(&self) -> Declaration {
-        let registers = BarDeclaration {
-            index: REGISTERS_BAR,
-            size: REGISTERS_SIZE,
-            is_64bit: true,
-            prefetchable: false,
-            cpu_access: CpuAccess::Trapped,
-            backing: BarBacking::Registers,
-        };
+        let registers = BarDeclaration::registers(REGISTERS_BAR, REGISTERS_SIZE);
         let cmb = self.shared.cmb.as_ref().map(|cmb| cmb.declaration());
         let pmr = self.shared.pmr.as_ref().map(|pmr| pmr.declaration());
         Declaration {

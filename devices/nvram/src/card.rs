@@ -6,8 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::{Builder, JoinHandle};
 
 use p2plab_pcie::{
-    BarBacking, BarDeclaration, BarMemory, CpuAccess, Declaration, Endpoint, Identity,
-    MsixDeclaration, Port, ResetKind, digest,
+    BarDeclaration, BarMemory, Declaration, Endpoint, Identity, MsixDeclaration, Port, ResetKind,
+    digest,
 };
 use serde_json::{Map, Value, json};
 
@@ -238,14 +238,7 @@ impl Drop for NvramCard {
 
 impl Endpoint for NvramCard {
     fn declaration(&self) -> Declaration {
-        let registers = BarDeclaration {
-            index: REGISTERS_BAR,
-            size: REGISTERS_SIZE,
-            is_64bit: true,
-            prefetchable: false,
-            cpu_access: CpuAccess::Trapped,
-            backing: BarBacking::Registers,
-        };
+        let registers = BarDeclaration::registers(REGISTERS_BAR, REGISTERS_SIZE);
         Declaration {
             identity: Identity {
                 vendor_id: VENDOR_ID,

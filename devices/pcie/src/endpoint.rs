@@ -77,6 +77,18 @@ pub struct BarDeclaration {
 }
 
 impl BarDeclaration {
+    /// A 64-bit BAR of `size` bytes of registers, which only messages reach.
+    pub fn registers(index: u8, size: u64) -> Self {
+        Self {
+            index,
+            size,
+            is_64bit: true,
+            prefetchable: false,
+            cpu_access: CpuAccess::Trapped,
+            backing: BarBacking::Registers,
+        }
+    }
+
     /// A 64-bit prefetchable BAR of all of `memory`.
     pub fn memory(index: u8, memory: &Arc<BarMemory>, cpu_access: CpuAccess) -> Self {
         Self {
