@@ -6,10 +6,14 @@
  *	echo FD ADDRESS > /dev/dmabuf_importer	with FD of the writer and ADDRESS
  *						such as 0000:03:00.0
  *
+ *	echo busy > the same open file		pretends that the device transfers
+ *						until the file is closed
+ *
  * The import belongs to the open file. Reading it gives "dma ADDRESS LENGTH" for
  * each segment, or "revoked" after the exporter has revoked it.
  */
 #include <linux/dma-buf.h>
+#include <linux/dma-fence.h>
 #include <linux/dma-resv.h>
 #include <linux/fs.h>
 #include <linux/miscdevice.h>
@@ -17,6 +21,7 @@
 #include <linux/mutex.h>
 #include <linux/pci.h>
 #include <linux/slab.h>
+#include <linux/string.h>
 #include <linux/uaccess.h>
 
 #define IMPORTER_LINE	64
@@ -27,12 +32,25 @@
  * @pdev: the device that the dma-buf is mapped for; referenced
  * @attach: the attachment, or NULL before the write
  * @sgt: the mapping, under the dma-buf's reservation; NULL when revoked
+ * @busy: what the exporter has to wait for, or NULL; referenced
  */
 struct importer {
 	struct mutex lock; /* of the fields below */
 	struct pci_dev *pdev;
 	struct dma_buf_attachment *attach;
 	struct sg_table *sgt;
+	struct dma_fence *busy;
+};
+
+static const char *importer_fence_name(struct dma_fence *fence)
+{
+	return "dmabuf_importer";
+}
+
+/* Neither wait nor release: the kernel needs no ops after the signal. */
+static const struct dma_fence_ops importer_fence_ops = {
+	.get_driver_name = importer_fence_name,
+	.get_timeline_name = importer_fence_name,
 };
 
 static void importer_unmap(struct importer *imp)
@@ -105,6 +123,34 @@ put_device:
 	return ret;
 }
 
+static int importer_busy(struct importer *imp)
+{
+	struct dma_fence *fence;
+	struct dma_resv *resv;
+	int ret;
+
+	if (!imp->attach || imp->busy)
+		return -EINVAL;
+	fence = kzalloc_obj(*fence);
+	if (!fence)
+		return -ENOMEM;
+	dma_fence_init(fence, &importer_fence_ops, NULL,
+		       dma_fence_context_alloc(1), 1);
+	resv = imp->attach->dmabuf->resv;
+	dma_resv_lock(resv, NULL);
+	ret = dma_resv_reserve_fences(resv, 1);
+	if (!ret)
+		dma_resv_add_fence(resv, fence, DMA_RESV_USAGE_BOOKKEEP);
+	dma_resv_unlock(resv);
+	if (ret) {
+		dma_fence_signal(fence);
+		dma_fence_put(fence);
+		return ret;
+	}
+	imp->busy = fence;
+	return 0;
+}
+
 static ssize_t importer_write(struct file *filp, const char __user *from,
 			      size_t count, loff_t *pos)
 {
@@ -117,7 +163,10 @@ static ssize_t importer_write(struct file *filp, const char __user *from,
 	if (copy_from_user(line, from, count))
 		return -EFAULT;
 	guard(mutex)(&imp->lock);
-	ret = importer_import(imp, line);
+	if (sysfs_streq(line, "busy"))
+		ret = importer_busy(imp);
+	else
+		ret = importer_import(imp, line);
 	return ret ? ret : count;
 }
 
@@ -176,6 +225,11 @@ static int importer_release(struct inode *inode, struct file *filp)
 {
 	struct importer *imp = filp->private_data;
 
+	/* First: the exporter may hold the reservation while it waits. */
+	if (imp->busy) {
+		dma_fence_signal(imp->busy);
+		dma_fence_put(imp->busy);
+	}
 	if (imp->attach) {
 		struct dma_buf *dmabuf = imp->attach->dmabuf;
 

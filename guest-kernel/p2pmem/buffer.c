@@ -100,6 +100,12 @@ fail:
 	return ERR_PTR(ret);
 }
 
+/**
+ * p2pmem_buffer_get - take a reference
+ * @buf: the buffer
+ *
+ * Return: @buf
+ */
 struct p2pmem_buffer *p2pmem_buffer_get(struct p2pmem_buffer *buf)
 {
 	kref_get(&buf->ref);
@@ -137,6 +143,10 @@ static void p2pmem_buffer_release(struct kref *ref)
 	put_device(&p->dev);
 }
 
+/**
+ * p2pmem_buffer_put - drop a reference; the last one gives the memory back
+ * @buf: the buffer
+ */
 void p2pmem_buffer_put(struct p2pmem_buffer *buf)
 {
 	kref_put(&buf->ref, p2pmem_buffer_release);

@@ -48,23 +48,36 @@ static int stats_show(struct seq_file *m, void *unused)
 }
 DEFINE_SHOW_ATTRIBUTE(stats);
 
+/**
+ * p2pmem_debugfs_add - add the directory of a device
+ * @p: the device, which is registered
+ */
 void p2pmem_debugfs_add(struct p2pmem *p)
 {
 	p->debugfs = debugfs_create_dir(dev_name(&p->dev), p2pmem_debugfs);
 	debugfs_create_file("stats", 0444, p->debugfs, p, &stats_fops);
 }
 
-/* Waits for who is reading. */
+/**
+ * p2pmem_debugfs_remove - remove it again; waits for who is reading
+ * @p: the device
+ */
 void p2pmem_debugfs_remove(struct p2pmem *p)
 {
 	debugfs_remove(p->debugfs);
 }
 
+/**
+ * p2pmem_debugfs_init - add the directory of the module
+ */
 void p2pmem_debugfs_init(void)
 {
 	p2pmem_debugfs = debugfs_create_dir("p2pmem", NULL);
 }
 
+/**
+ * p2pmem_debugfs_exit - remove it again
+ */
 void p2pmem_debugfs_exit(void)
 {
 	debugfs_remove(p2pmem_debugfs);

@@ -208,6 +208,14 @@ static long p2pmem_ioc_export(struct p2pmem_file *f, void __user *arg)
 	return 0;
 }
 
+/**
+ * p2pmem_ioctl - the ioctls of the character device
+ * @filp: the open file
+ * @cmd: P2PMEM_IOC_*
+ * @arg: address of the argument, in user space
+ *
+ * Return: 0, or an error; linux/p2pmem.h has those of each ioctl
+ */
 long p2pmem_ioctl(struct file *filp, unsigned int cmd, unsigned long arg)
 {
 	struct p2pmem_file *f = filp->private_data;

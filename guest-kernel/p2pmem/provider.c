@@ -246,21 +246,30 @@ void p2pmem_add_providers(struct pci_dev *pdev)
  * p2pmem_remove_providers - take back what p2pmem_add_providers() gave, whoever
  * uses it
  * @pdev: the PCI device, locked and still bound
+ *
+ * Waits as long as importers of dma-bufs transfer, and without the mutex: other
+ * devices come and go meanwhile. The lock of @pdev keeps it from being added
+ * again before we are done.
  */
 void p2pmem_remove_providers(struct pci_dev *pdev)
 {
 	struct p2pmem *p, *next;
+	LIST_HEAD(going);
 
-	guard(mutex)(&p2pmem_mutex);
-	list_for_each_entry_safe(p, next, &p2pmem_list, node)
-		if (p->pdev == pdev)
-			p2pmem_remove(p);
+	scoped_guard(mutex, &p2pmem_mutex)
+		list_for_each_entry_safe(p, next, &p2pmem_list, node)
+			if (p->pdev == pdev)
+				list_move_tail(&p->node, &going);
+	list_for_each_entry_safe(p, next, &going, node)
+		p2pmem_remove(p);
 }
 
 /**
  * p2pmem_remove_all - remove all devices, and add no more
  *
- * For the end of the module: nobody has one open then.
+ * For the end of the module: nobody has one open then, and nothing is waited
+ * for. Under the mutex, so that a PCI device that is unbound meanwhile does not
+ * go before what hangs on it has gone.
  */
 void p2pmem_remove_all(void)
 {

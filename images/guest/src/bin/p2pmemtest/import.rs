@@ -28,6 +28,14 @@ impl Import {
         Ok(Self { file })
     }
 
+    /// Has the importer be busy with it until it is dropped.
+    ///
+    /// # Errors
+    /// The importer's.
+    pub fn busy(&mut self) -> io::Result<()> {
+        self.file.write_all(b"busy")
+    }
+
     /// What the importer says of it: its segments, or that it is revoked.
     ///
     /// # Errors
@@ -51,4 +59,18 @@ pub fn import(device: &str, address: &str) -> Result<(), String> {
     };
     print!("{}", text().map_err(|error| error.to_string())?);
     Ok(())
+}
+
+/// Exports a page, and has an importer that maps it for the device at `address` transfer, or so it says, until standard
+/// input ends. Says `ready` when it does.
+pub fn busy(device: &str, address: &str) -> Result<(), String> {
+    let until_end = || -> io::Result<()> {
+        let p2pmem = P2pmem::open(device)?;
+        let alloc = p2pmem.alloc(PAGE, 0)?;
+        let mut import = Import::map(&p2pmem.export(alloc.offset, PAGE)?, address)?;
+        import.busy()?;
+        println!("ready");
+        io::copy(&mut io::stdin(), &mut io::sink()).map(drop)
+    };
+    until_end().map_err(|error| error.to_string())
 }
