@@ -312,8 +312,7 @@ impl Endpoint for NvramCard {
             .iter()
             .map(|register| {
                 let value = state.registers.value(register.name);
-                let name = format!("{:?}", register.name).to_uppercase();
-                (name, format!("{value:#x}").into())
+                (register.name.in_map(), format!("{value:#x}").into())
             })
             .collect();
         let faults: Vec<&str> = state.registers.faults().iter().map(|f| f.name()).collect();

@@ -1,8 +1,8 @@
 //! BAR 4: where its bytes are, how they become durable, and how they are lost.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use p2plab_pcie::{BarDeclaration, BarMemory, CpuAccess, MemoryBacking, Port};
@@ -20,8 +20,8 @@ pub(crate) struct Memory {
     /// A test lets flushes fail.
     fails: AtomicBool,
     /// The host could not write something, and has forgotten what: Linux takes its pages for clean then, and the next
-    /// flush would succeed.
-    incomplete: AtomicBool,
+    /// sync would succeed. Held over a sync, so that one that overlaps with the failure does not either.
+    incomplete: Mutex<bool>,
 }
 
 impl Memory {
@@ -39,7 +39,7 @@ impl Memory {
             is_file: config.backing != MemoryBacking::Memory,
             cpu_access: config.cpu_access,
             fails: AtomicBool::new(false),
-            incomplete: AtomicBool::new(false),
+            incomplete: Mutex::new(false),
         })
     }
 
@@ -59,15 +59,22 @@ impl Memory {
         if !self.is_file {
             return Ok(());
         }
+        self.sync()
+    }
+
+    /// Each sync of the file: after the first that fails, all do.
+    fn sync(&self) -> io::Result<()> {
+        let mut incomplete = self
+            .incomplete
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let result = self.bar.sync();
-        if result.is_err() {
-            self.incomplete.store(true, Ordering::SeqCst);
-        }
-        if self.incomplete.load(Ordering::SeqCst) {
+        if *incomplete {
             let lost = || io::Error::other("the host lost writes in a flush before");
             return result.and_then(|()| Err(lost()));
         }
-        Ok(())
+        *incomplete = result.is_err();
+        result
     }
 
     /// The power is gone: nobody is answered any more, and no DMA is under way when this returns.
@@ -86,10 +93,6 @@ impl Memory {
     /// The contents are lost.
     pub(crate) fn lose(&self) -> io::Result<()> {
         self.bar.overwrite(LOST)?;
-        if self.is_file {
-            self.bar.sync()
-        } else {
-            Ok(())
-        }
+        if self.is_file { self.sync() } else { Ok(()) }
     }
 }

@@ -60,6 +60,20 @@ pub(crate) enum Name {
     Mistakes,
 }
 
+impl Name {
+    /// As the register map has it: `POWER_CUTS`.
+    pub(crate) fn in_map(self) -> String {
+        let mut text = String::new();
+        for (at, letter) in format!("{self:?}").chars().enumerate() {
+            if at > 0 && letter.is_uppercase() {
+                text.push('_');
+            }
+            text.extend(letter.to_uppercase());
+        }
+        text
+    }
+}
+
 /// Every register, in order of offset. What is not here reads as zero.
 pub(crate) const REGISTERS: &[Register<Name>] = &[
     register(Name::Id, offset::ID, 4, Use::ReadOnly),
@@ -142,6 +156,8 @@ pub(crate) struct Registers {
     powered: bool,
     statistics: Statistics,
     mistakes: Mistakes,
+    /// Flushes that failed, as far as the log is concerned.
+    failures: Mistakes,
 }
 
 impl Registers {
@@ -163,6 +179,7 @@ impl Registers {
             powered: true,
             statistics: Statistics::default(),
             mistakes: Mistakes::default(),
+            failures: Mistakes::default(),
         }
     }
 
@@ -346,7 +363,10 @@ impl Registers {
         match result {
             Ok(()) => count(&mut self.statistics.flushes),
             Err(error) => {
-                tracing::error!(%error, "the memory is not flushed");
+                // A guest can ask again and again.
+                if self.failures.is_worth_a_line() {
+                    tracing::error!(%error, "the memory is not flushed");
+                }
                 count(&mut self.statistics.flush_errors);
                 // What cannot be flushed cannot be saved either.
                 self.change(|registers| {

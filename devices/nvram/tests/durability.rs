@@ -12,6 +12,7 @@ mod driver;
 use std::ffi::c_int;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,9 @@ const WATCHED: usize = 1 << 20;
 /// Files whose syncs are carried over to a medium.
 static MEDIA: Mutex<Vec<(PathBuf, PathBuf)>> = Mutex::new(Vec::new());
 
+/// Files of which the next sync fails, once, as Linux tells of writes that it could not do.
+static FAILING: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
 /// In the place of the C library's. Files without a medium need none.
 // SAFETY: name and signature are the C library's (unistd.h), and whatever `fd` is, this only asks /proc for it.
 #[unsafe(no_mangle)]
@@ -43,6 +47,11 @@ extern "C" fn fdatasync(fd: c_int) -> c_int {
     let Ok(path) = fs::read_link(&link) else {
         return -1;
     };
+    let mut failing = FAILING.lock().unwrap();
+    if let Some(at) = failing.iter().position(|file| *file == path) {
+        failing.remove(at);
+        return -1;
+    }
     let media = MEDIA.lock().unwrap();
     if let Some((_, medium)) = media.iter().find(|(file, _)| *file == path) {
         let mut data = vec![0; WATCHED];
@@ -220,4 +229,49 @@ fn lost_contents_are_lost_on_the_medium() {
     d.card.power_cut();
     assert_eq!(fs::read(&medium).unwrap()[4096], 0xff);
     assert_eq!(d.read64(offset::LOSSES), 1);
+}
+
+fn fail_next_sync(d: &Driver) {
+    let link = format!("/proc/self/fd/{}", d.card.memory().file().as_raw_fd());
+    let path = fs::read_link(link).unwrap();
+    FAILING.lock().unwrap().push(path);
+}
+
+/// The host tells once of what it could not write. From then on every flush fails and nothing arms the card, until it is
+/// made anew, whoever was told: the guest's flush, or the power cut that makes the loss of the contents last.
+#[test]
+fn what_the_host_lost_is_not_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let ways: [(u64, Way); 2] = [
+        (
+            0,
+            ("FLUSH", |d| {
+                fail_next_sync(d);
+                d.flush();
+                assert_eq!(d.read64(offset::FLUSH_ERRORS), 1);
+            }),
+        ),
+        (
+            1,
+            ("lost contents", |d| {
+                d.arm(false);
+                fail_next_sync(d);
+                d.card.power_cut();
+            }),
+        ),
+    ];
+    for (flushes, (name, way)) in ways {
+        let path = folder.path().join(format!("nv{flushes}"));
+        File::create(&path).unwrap().set_len(SIZE).unwrap();
+        let (_rig, d) = card(&path);
+        way(&d);
+        let errors = d.read64(offset::FLUSH_ERRORS);
+        assert!(d.card.flush().is_err(), "{name}");
+        d.flush();
+        assert_eq!(d.read64(offset::FLUSH_ERRORS), errors + 2, "{name}");
+        d.arm(false);
+        d.arm(true);
+        assert!(!d.status().armed(), "{name}");
+        assert_eq!(d.read64(offset::FLUSHES), flushes, "{name}");
+    }
 }
