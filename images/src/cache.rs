@@ -15,6 +15,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
@@ -111,6 +112,48 @@ impl Cache {
                 .map_err(|e| ArtifactError::writing(to, e))?;
         }
         Ok(())
+    }
+
+    /// Adds to `artifacts/` a directory whose name is known when it is made: `make(dir)` creates it in `dir` and returns
+    /// its name. Returns that, and false where it was there before. One at a time, as [`ensure`](Self::ensure).
+    pub(crate) fn add(
+        &self,
+        progress: &mut dyn Progress,
+        make: impl FnOnce(&Path, &mut dyn Progress) -> Result<String, ArtifactError>,
+    ) -> Result<(String, bool), ArtifactError> {
+        let _lock = self.lock_to_fill(progress)?;
+        self.remove_abandoned();
+        self.directory("artifacts")?;
+        let temporary = self.temporary()?;
+        let name = make(temporary.path(), progress)?;
+        let to = self.artifact(&name);
+        if to.is_dir() {
+            return Ok((name, false));
+        }
+        fs::rename(temporary.path().join(&name), &to).map_err(|e| ArtifactError::writing(to, e))?;
+        Ok((name, true))
+    }
+
+    /// Notes that something below the cache is in use, for [`prune`](Self::prune).
+    pub(crate) fn touch(&self, path: &Path) {
+        // A cache that cannot be written to is not pruned.
+        let _ = File::open(path).and_then(|dir| dir.set_modified(SystemTime::now()));
+    }
+
+    /// Removes directories below `below` whose names begin with `prefix` and that nobody has touched for `age`. Only for
+    /// the holder of the lock.
+    pub(crate) fn prune(&self, below: &str, prefix: &str, age: Duration) {
+        let entries = fs::read_dir(self.root.join(below)).into_iter().flatten();
+        for entry in entries.flatten() {
+            let touched = entry.metadata().and_then(|m| m.modified());
+            let is_old = touched.is_ok_and(|at| at.elapsed().is_ok_and(|since| since > age));
+            if is_old
+                && entry.file_name().to_string_lossy().starts_with(prefix)
+                && let Err(error) = fs::remove_dir_all(entry.path())
+            {
+                tracing::warn!(path = %entry.path().display(), %error, "cannot remove");
+            }
+        }
     }
 
     /// Where [`ensure`](Self::ensure) puts the directory `name`.
@@ -340,6 +383,42 @@ mod tests {
                 panic!("nothing is missing")
             })
             .unwrap();
+    }
+
+    #[test]
+    fn what_has_not_been_used_for_long_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path());
+        let make = |name: &str| fs::create_dir_all(dir.path().join("builds").join(name)).unwrap();
+        for name in ["module-old", "module-used", "other-old"] {
+            make(name);
+        }
+        let day = Duration::from_secs(24 * 60 * 60);
+        for entry in fs::read_dir(dir.path().join("builds")).unwrap().flatten() {
+            let entry = File::open(entry.path()).unwrap();
+            entry.set_modified(SystemTime::now() - 3 * day).unwrap();
+        }
+        cache.touch(&dir.path().join("builds/module-used"));
+        cache.prune("builds", "module-", 2 * day);
+        let exists = |name: &str| dir.path().join("builds").join(name).exists();
+        assert!(!exists("module-old"));
+        assert!(exists("module-used") && exists("other-old"));
+    }
+
+    #[test]
+    fn what_is_named_when_it_is_made_is_added_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path());
+        let add = || {
+            cache.add(&mut Silent, |dir, _| {
+                fs::create_dir(dir.join("name")).unwrap();
+                Ok("name".to_owned())
+            })
+        };
+        assert_eq!(add().unwrap(), ("name".to_owned(), true));
+        assert_eq!(add().unwrap(), ("name".to_owned(), false));
+        assert!(cache.artifact("name").is_dir());
+        assert_eq!(temporaries(&cache), 0);
     }
 
     #[test]

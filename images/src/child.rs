@@ -35,9 +35,14 @@ pub(crate) fn dies_with_us(command: &mut Command) -> &mut Command {
 /// [`ArtifactError::ProgramMissing`] if there is no such program, [`ArtifactError::ProgramFailed`] if it could not
 /// be started. A failing exit status is no error here.
 pub(crate) fn output(command: &mut Command) -> Result<Output, ArtifactError> {
+    output_with(command, Stdio::null())
+}
+
+/// The same with a standard input.
+pub(crate) fn output_with(command: &mut Command, stdin: Stdio) -> Result<Output, ArtifactError> {
     let program = command.get_program().to_string_lossy().into_owned();
     command
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .env("LC_ALL", "C");

@@ -119,10 +119,17 @@ pub(crate) fn provide(
             let system = dir.join(manifest.directory(SYSTEM));
             system_image::make(&root_of(&tools), &system, progress)
         });
+        let done = done.and_then(|()| settle(dir));
         progress.finish();
         done
     })?;
     Ok(names.iter().map(|n| cache.artifact(n)).collect())
+}
+
+/// Writes all files to the disk: a name that is there after a crash of the host has what belongs to it.
+fn settle(dir: &Path) -> Result<(), ArtifactError> {
+    let synced = std::fs::File::open(dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+    synced.map_err(|error| ArtifactError::writing(dir, error))
 }
 
 fn require_space(path: &Path) -> Result<(), ArtifactError> {

@@ -1,6 +1,7 @@
 //! The kernel's own style check, checkpatch.pl, on a driver of ours or on patches.
 
 use std::path::Path;
+use std::process::Stdio;
 
 use super::patch::write;
 use super::root::Root;
@@ -44,7 +45,7 @@ pub(super) fn check(
         command.extend(["--no-summary", "--show-types", "--color=never"].map(str::to_owned));
         command.extend(is_source.then(|| "--file".to_owned()));
         command.push(format!("/work/files/{}", name.display()));
-        let out = tools.run(work, &command)?;
+        let out = tools.run(work, &command, Stdio::null())?;
         let said = String::from_utf8_lossy(&out.stdout);
         if out.status.success() {
             continue;

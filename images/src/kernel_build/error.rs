@@ -64,8 +64,8 @@ pub enum BuildError {
 
     /// `--kdir` names no kernel tree in which modules can be built.
     #[error(
-        "{} is no kernel tree that modules can be built in: it has no {missing}; give one in which `make` (or \
-         `make modules_prepare`) has run, or the folder /lib/modules/RELEASE/build",
+        "{} is no kernel tree that modules can be built in: it has no {missing}; give one in which `make` has run, \
+         or the folder /lib/modules/RELEASE/build",
         tree.display()
     )]
     NotATree {
@@ -140,6 +140,40 @@ pub enum BuildError {
         /// The directory of the kernel's source.
         source_dir: String,
         /// The kernel's release.
+        release: String,
+    },
+
+    /// A build came to no end of its own.
+    #[error(
+        "the build of {module} was ended from outside ({status}): run it again, with more memory if the host ran out of it"
+    )]
+    Interrupted {
+        /// The module.
+        module: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+    },
+
+    /// A build that makes nothing.
+    #[error("the Kbuild of {module} names no module: give it a line such as `obj-m := {module}.o`")]
+    NoModule {
+        /// The module.
+        module: String,
+    },
+
+    /// A kernel tree that is between two releases.
+    #[error(
+        "{module} came out for {found}, though {} says that it is {release}: run `make` in it",
+        tree.display()
+    )]
+    TreeMoved {
+        /// The module.
+        module: String,
+        /// The release in its vermagic.
+        found: String,
+        /// The tree, or the headers.
+        tree: PathBuf,
+        /// What the tree's include/config/kernel.release says.
         release: String,
     },
 

@@ -1,7 +1,7 @@
 //! Running the kernel's own build on a directory, and what it says when it fails.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use super::root::{Root, WORK};
 use super::{BuildError, Strictness};
@@ -12,14 +12,16 @@ const MOST_LINES: usize = 60;
 
 /// Builds the modules, then leaves a copy of each without debug information in `stripped/`. Words: the kernel's build
 /// directory, the directory to build, where its results go, `strip`, and make's further arguments.
-const SCRIPT: &str = r#"
+pub(super) const SCRIPT: &str = r#"
 set -e
 kernel=$1 build=$2 stripped=$3 strip=$4
 shift 4
 make -C "$kernel" M="$build" "$@"
 rm -rf "$stripped"
 mkdir "$stripped"
-for module in "$build"/*.ko; do "$strip" --strip-debug -o "$stripped/${module##*/}" "$module"; done
+for module in "$build"/*.ko; do
+    [ ! -e "$module" ] || "$strip" --strip-debug -o "$stripped/${module##*/}" "$module"
+done
 "#;
 
 /// Where the kernel's build is.
@@ -32,7 +34,7 @@ pub(super) enum Place {
 }
 
 /// What is to be built.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Order<'a> {
     /// Its name, for messages.
     pub module: &'a str,
@@ -43,11 +45,13 @@ pub(super) struct Order<'a> {
     /// The modules to build; none for all that the directory's Kbuild names.
     pub modules: &'a [String],
     pub strictness: Strictness,
+    /// Standard input of what is started.
+    pub stdin: Stdio,
 }
 
 impl Place {
     /// Runs the build. The results are in `work/stripped`.
-    pub(super) fn make(&self, work: &Path, order: &Order<'_>) -> Result<(), ArtifactError> {
+    pub(super) fn make(&self, work: &Path, order: Order<'_>) -> Result<(), ArtifactError> {
         let mut words = Vec::new();
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
         words.push(format!("-j{jobs}"));
@@ -84,9 +88,17 @@ impl Place {
         }
         command.push(strip.to_owned());
         command.append(&mut words);
-        let out = self.run(work, &command)?;
+        let out = self.run_with(work, &command, order.stdin)?;
         if out.status.success() {
             return Ok(());
+        }
+        // A shell says so of what it waits for by a status of 128 and the signal.
+        if out.status.code().is_none_or(|code| code > 128) {
+            return Err(BuildError::Interrupted {
+                module: order.module.to_owned(),
+                status: out.status,
+            }
+            .into());
         }
         if let Self::Tree(tree) = self {
             require_programs(tree)?;
@@ -101,12 +113,31 @@ impl Place {
 
     /// Runs a command where the build runs, with `work` as its directory to work on.
     pub(super) fn run(&self, work: &Path, command: &[String]) -> Result<Output, ArtifactError> {
+        self.run_with(work, command, Stdio::null())
+    }
+
+    fn run_with(
+        &self,
+        work: &Path,
+        command: &[String],
+        stdin: Stdio,
+    ) -> Result<Output, ArtifactError> {
         match self {
-            Self::Packaged(root) => root.run(work, command),
+            Self::Packaged(root) => root.run(work, command, stdin),
             Self::Tree(_) => {
                 let mut words = command.iter();
                 let mut host = Command::new(words.next().map_or("true", String::as_str));
-                child::output(host.args(words).current_dir(work))
+                // What a make that started us meant for its own children.
+                for name in [
+                    "MAKEFLAGS",
+                    "MFLAGS",
+                    "MAKELEVEL",
+                    "KBUILD_OUTPUT",
+                    "KBUILD_EXTMOD",
+                ] {
+                    host.env_remove(name);
+                }
+                child::output_with(host.args(words).current_dir(work), stdin)
             }
         }
     }

@@ -2,29 +2,34 @@
 //!
 //! A [`ModuleBuilder`] is for one kernel. What it built is kept in the cache under a hash of all that it depends on, so
 //! that nothing is done where nothing changed; the directory in which a module is compiled is kept, too, so that only
-//! what changed is compiled again.
+//! what changed is compiled again. In a tree of the user's own, only its own make knows what has changed (a header, the
+//! environment): there it is always asked, and what came out is kept under a hash of itself.
 //!
 //! | file | knows |
 //! |---|---|
 //! | `sources` | which modules there are, and what they are made of |
+//! | `inputs` | what is read of them, and its hash |
 //! | `kernel` | what they are built against: fetched headers, or a tree of the user's own |
 //! | `root` | how a build enters toolchain and headers, without root |
+//! | `work` | the directory in which a module is compiled |
 //! | `make`, `patch`, `check` | the kernel's build, `patch` and checkpatch.pl, and what they say |
 //! | `archive` | the kernel's source as Debian packs it |
 
 mod archive;
 mod check;
 mod error;
+mod inputs;
 mod kernel;
 mod make;
 mod patch;
 mod root;
 mod sources;
+mod work;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-
-use sha2::{Digest, Sha256};
+use std::time::Duration;
 
 pub use error::BuildError;
 pub use kernel::BuildTarget;
@@ -33,18 +38,23 @@ pub use sources::{ModuleSource, module_sources};
 
 use crate::cache::Lock;
 use crate::elf::Elf;
-use crate::fetch::hex;
 use crate::manifest::{SOURCE, TOOLCHAIN};
 use crate::{ArtifactError, Cache, Progress};
+use inputs::Inputs;
 use kernel::Against;
 use make::{Order, Place};
-use patch::{Patched, write};
-use sources::{Files, Kind};
+use patch::Patched;
+use sources::Kind;
+use work::Work;
 
 /// Changes with how modules are built.
-const LAYOUT: &str = "modules 1";
-/// Stands in a build directory while a build runs there: what a killed one left is not built upon.
-const UNFINISHED: &str = "unfinished";
+const LAYOUT: &str = "modules 2";
+/// Directory of the cache below which modules are compiled.
+const BUILDS: &str = "builds";
+/// What was built and not used for so long is removed.
+const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// Directory of an artifact with the modules that have debug information.
+const DEBUG: &str = "debug";
 
 /// Whether the compiler's warnings are errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +72,7 @@ pub struct BuiltModule {
     pub name: String,
     /// The .ko file, without debug information.
     pub path: PathBuf,
-    /// The same with debug information, for objdump and faddr2line; as long as it is the newest build.
+    /// The same with debug information, for objdump and faddr2line.
     pub with_debug: PathBuf,
 }
 
@@ -86,14 +96,16 @@ impl ModuleBuilder {
         target: &BuildTarget,
         progress: &mut dyn Progress,
     ) -> Result<Self, ArtifactError> {
+        // First: what is fetched must not be cleaned away before it is used.
+        cache.directory(BUILDS)?;
+        let lease = cache.lease()?;
         let against = Against::open(cache, target, progress)?;
         let strictness = match &against.place {
             Place::Packaged(_) => Strictness::WarningsAreErrors,
             Place::Tree(_) => Strictness::Lenient,
         };
-        cache.directory("builds")?;
         Ok(Self {
-            _lease: cache.lease()?,
+            _lease: lease,
             cache: cache.clone(),
             against,
             strictness,
@@ -153,28 +165,48 @@ impl ModuleBuilder {
         source: &ModuleSource,
         progress: &mut dyn Progress,
     ) -> Result<(Vec<BuiltModule>, bool), ArtifactError> {
-        let driver = match source.kind {
-            Kind::Own => None,
-            Kind::Patched(_) => Some(self.against.source(&self.cache, progress)?),
+        let inputs = Inputs::read(source, &self.against, &self.cache, progress)?;
+        let (name, built) = match &self.against.place {
+            Place::Packaged(_) => self.build_if_new(source, &inputs, progress)?,
+            Place::Tree(_) => self.build_by_make(source, &inputs, progress)?,
         };
-        let name = format!(
-            "module-{}-{}",
-            source.name,
-            self.key(source, driver.as_deref())?
-        );
+        Ok((self.found(&self.cache.artifact(&name))?, built))
+    }
+
+    /// Against headers that do not change: nothing is done where the artifact is there. Its name, and whether it is new.
+    fn build_if_new(
+        &self,
+        source: &ModuleSource,
+        inputs: &Inputs,
+        progress: &mut dyn Progress,
+    ) -> Result<(String, bool), ArtifactError> {
+        let how = format!("{LAYOUT} {:?} {:?}", self.strictness, source.kind);
+        let digest = inputs.digest(&[&how, &self.against.identity]);
+        let name = format!("module-{}-{digest}", source.name);
         let mut built = false;
         self.cache
             .ensure(std::slice::from_ref(&name), progress, |_, dir, progress| {
                 built = true;
-                progress.step(
-                    &format!("building {} for {}", source.name, self.release()),
-                    None,
-                );
-                let done = self.compile(source, driver.as_deref(), &dir.join(&name));
-                progress.finish();
-                done
+                self.compile(source, inputs, &dir.join(&name), progress)
             })?;
-        Ok((self.found(source, &self.cache.artifact(&name))?, built))
+        Ok((name, built))
+    }
+
+    /// In a tree of the user's own: make decides, and the artifact is named by what comes out.
+    fn build_by_make(
+        &self,
+        source: &ModuleSource,
+        inputs: &Inputs,
+        progress: &mut dyn Progress,
+    ) -> Result<(String, bool), ArtifactError> {
+        self.cache.add(progress, |dir, progress| {
+            let made = dir.join("made");
+            self.compile(source, inputs, &made, progress)?;
+            let name = format!("module-{}-{}", source.name, inputs::digest_of(&made)?);
+            let to = dir.join(&name);
+            fs::rename(&made, &to).map_err(|error| ArtifactError::writing(to, error))?;
+            Ok(name)
+        })
     }
 
     /// checkpatch.pl --strict of this kernel on a driver of ours, or on the patches of one of the kernel's.
@@ -191,7 +223,10 @@ impl ModuleBuilder {
             return Ok(());
         };
         let kernel = self.against.source(&self.cache, progress)?;
-        let work = scratch()?;
+        let builds = self.cache.directory(BUILDS)?;
+        // Pruned with the builds, if we are killed.
+        let work =
+            tempfile::tempdir_in(&builds).map_err(|error| ArtifactError::writing(builds, error))?;
         let (files, is_source) = match source.kind {
             Kind::Own => (source.files()?, true),
             Kind::Patched(_) => (source.patches()?, false),
@@ -199,176 +234,144 @@ impl ModuleBuilder {
         check::check(tools, &kernel, &files, is_source, work.path())
     }
 
-    /// A hash of all that decides what comes out.
-    fn key(&self, source: &ModuleSource, driver: Option<&Path>) -> Result<String, ArtifactError> {
-        let mut hash = Sha256::new();
-        let mut add = |bytes: &[u8]| {
-            hash.update(bytes.len().to_le_bytes());
-            hash.update(bytes);
-        };
-        add(LAYOUT.as_bytes());
-        add(self.against.identity.as_bytes());
-        add(format!("{:?} {:?}", self.strictness, source.kind).as_bytes());
-        let files = match (&source.kind, driver, &self.against.place) {
-            (Kind::Own, ..) => source.files()?,
-            (Kind::Patched(recipe), Some(driver), Place::Tree(_)) => {
-                // The packaged source is known by its package; a user's own changes.
-                let mut files = source.patches()?;
-                let below = driver.join(&recipe.source);
-                let is_source = |name: &str| name.ends_with(".c") || name.ends_with(".h");
-                if below.is_dir() {
-                    files.extend(sources::read_below(&below, &is_source)?);
-                }
-                files
-            }
-            (Kind::Patched(_), ..) => {
-                add(driver
-                    .map(|path| path.as_os_str().as_encoded_bytes())
-                    .unwrap_or_default());
-                source.patches()?
-            }
-        };
-        for (path, bytes) in files {
-            add(path.as_os_str().as_encoded_bytes());
-            add(&bytes);
-        }
-        Ok(short(&hex(&hash.finalize())))
-    }
-
     /// Where the modules of a source are compiled for this kernel, from one build to the next.
-    fn build_directory(&self, source: &ModuleSource) -> Result<PathBuf, ArtifactError> {
-        let mut hash = Sha256::new();
-        for part in [
-            self.against.identity.as_bytes(),
-            source.path.as_os_str().as_encoded_bytes(),
-            format!("{LAYOUT} {:?}", self.strictness).as_bytes(),
-        ] {
-            hash.update(part);
-            hash.update([0]);
-        }
-        let name = format!("{}-{}", source.name, short(&hex(&hash.finalize())));
-        self.cache.directory(&format!("builds/{name}"))
+    fn build_directory(&self, source: &ModuleSource) -> PathBuf {
+        let path = source.path.display().to_string();
+        let how = format!("{LAYOUT} {:?}", self.strictness);
+        let place = inputs::digest_of_words(&[&self.against.identity, &path, &how]);
+        let name = format!("{}-{place}", source.name);
+        self.cache.root().join(BUILDS).join(name)
     }
 
-    /// Compiles, with the cache locked, and leaves the modules in `target`.
+    /// Compiles, with the cache locked, and leaves the modules in `target`, which is in a directory for this alone.
     fn compile(
         &self,
         source: &ModuleSource,
-        driver: Option<&Path>,
+        inputs: &Inputs,
+        target: &Path,
+        progress: &mut dyn Progress,
+    ) -> Result<(), ArtifactError> {
+        self.cache.prune("artifacts", "module-", KEPT);
+        self.cache.prune(BUILDS, "", KEPT);
+        let work = Work::open(&self.build_directory(source), progress)?;
+        let what = format!("building {} for {}", source.name, self.release());
+        progress.step(&what, None);
+        let done = self.compile_in(&work, source, inputs, target);
+        progress.finish();
+        done
+    }
+
+    fn compile_in(
+        &self,
+        work: &Work,
+        source: &ModuleSource,
+        inputs: &Inputs,
         target: &Path,
     ) -> Result<(), ArtifactError> {
-        let (files, directory, modules) = match (&source.kind, driver) {
-            (Kind::Patched(recipe), Some(driver)) => {
-                let stage = scratch()?;
+        let (directory, modules) = match &source.kind {
+            Kind::Own => {
+                work.begin(&inputs.files)?;
+                ("", [].as_slice())
+            }
+            Kind::Patched(recipe) => {
                 let patched = Patched {
-                    module: &source.name,
                     recipe,
-                    source: driver,
-                    patches: &source.patches()?,
+                    driver: &inputs.driver,
+                    patches: &inputs.files,
                     release: self.release(),
                 };
-                let files = patched.files(stage.path(), &self.against.place)?;
-                (files, recipe.source.as_str(), recipe.modules.as_slice())
+                let stage = target.with_file_name("stage");
+                work.begin(&patched.files(&stage, &self.against.place)?)?;
+                (recipe.source.as_str(), recipe.modules.as_slice())
             }
-            _ => (source.files()?, "", [].as_slice()),
         };
-        let directory_of_build = self.build_directory(source)?;
-        let work = begin(&directory_of_build, &files)?;
         let order = Order {
             module: &source.name,
             release: self.release(),
             directory,
             modules,
             strictness: self.strictness,
+            stdin: work.stdin()?,
         };
-        let made = self.against.place.make(&work, &order);
-        // A build that failed by itself has tidied up; one that was killed never comes here.
-        finish(&directory_of_build)?;
+        let made = self.against.place.make(&work.path(), order);
+        // What a build leaves that failed by itself can be built upon.
+        if !matches!(
+            made,
+            Err(ArtifactError::Build(BuildError::Interrupted { .. }))
+        ) {
+            work.finish()?;
+        }
         made?;
-        for path in kernel_objects(&work.join("stripped")) {
-            self.require_vermagic(&path)?;
+        let compiled = work.path().join(directory);
+        for path in kernel_objects(&work.path().join("stripped")) {
+            self.require_vermagic(&source.name, &path)?;
             let name = path.file_name().unwrap_or_default();
-            write(&target.join(name), &read(&path)?)?;
+            keep(&path, &target.join(name))?;
+            keep(&compiled.join(name), &target.join(DEBUG).join(name))?;
+        }
+        if !target.is_dir() {
+            let module = source.name.clone();
+            return Err(BuildError::NoModule { module }.into());
         }
         Ok(())
     }
 
     /// What was compiled must say that it is for this kernel; a tree may have moved on since its modules were prepared.
-    fn require_vermagic(&self, module: &Path) -> Result<(), ArtifactError> {
-        let bytes = read(module)?;
+    fn require_vermagic(&self, module: &str, path: &Path) -> Result<(), ArtifactError> {
+        let bytes = read(path)?;
         let info = Elf::parse(&bytes)
             .and_then(Elf::modinfo)
             .unwrap_or_default();
         let magic = info.iter().find(|(key, _)| *key == "vermagic");
-        let release = magic.and_then(|(_, value)| value.split(' ').next());
-        self.require_release(release.unwrap_or("of no release"))
-    }
-
-    fn found(
-        &self,
-        source: &ModuleSource,
-        artifact: &Path,
-    ) -> Result<Vec<BuiltModule>, ArtifactError> {
-        let work = self.build_directory(source)?.join("work");
-        let compiled = match &source.kind {
-            Kind::Own => work,
-            Kind::Patched(recipe) => work.join(&recipe.source),
+        let found = magic.and_then(|(_, value)| value.split(' ').next());
+        if found == Some(self.release()) {
+            return Ok(());
+        }
+        let tree = match &self.against.place {
+            Place::Packaged(root) => root.headers.clone().unwrap_or_default(),
+            Place::Tree(tree) => tree.clone(),
         };
-        let modules = kernel_objects(artifact)
-            .into_iter()
-            .map(|path| BuiltModule {
-                name: path
-                    .file_stem()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned(),
-                with_debug: compiled.join(path.file_name().unwrap_or_default()),
+        Err(BuildError::TreeMoved {
+            module: module.to_owned(),
+            found: found.unwrap_or("no kernel").to_owned(),
+            tree,
+            release: self.release().to_owned(),
+        }
+        .into())
+    }
+
+    fn found(&self, artifact: &Path) -> Result<Vec<BuiltModule>, ArtifactError> {
+        self.cache.touch(artifact);
+        let modules = kernel_objects(artifact).into_iter().map(|path| {
+            let file = path.file_name().unwrap_or_default();
+            let name = path.file_stem().unwrap_or_default();
+            BuiltModule {
+                name: name.to_string_lossy().into_owned(),
+                with_debug: artifact.join(DEBUG).join(file),
                 path,
-            });
-        Ok(modules.collect())
-    }
-}
-
-/// A directory for what is needed once.
-fn scratch() -> Result<tempfile::TempDir, ArtifactError> {
-    tempfile::tempdir().map_err(|error| ArtifactError::writing(std::env::temp_dir(), error))
-}
-
-/// Brings a build directory up to date: what is equal keeps its time, so that make leaves it alone.
-fn begin(directory: &Path, files: &Files) -> Result<PathBuf, ArtifactError> {
-    let work = directory.join("work");
-    let unfinished = directory.join(UNFINISHED);
-    let failed = |error| ArtifactError::writing(directory, error);
-    if unfinished.exists() && work.exists() {
-        fs::remove_dir_all(&work).map_err(failed)?;
-    }
-    fs::create_dir_all(&work).map_err(failed)?;
-    fs::write(&unfinished, "").map_err(failed)?;
-    // A module or source that is gone would be found as if it were still there.
-    let is_input = |name: &str| {
-        let ends = [".c", ".h", ".S", ".ko"]
-            .iter()
-            .any(|end| name.ends_with(end));
-        ends && !name.ends_with(".mod.c") || matches!(name, "Kbuild" | "Makefile")
-    };
-    for (path, bytes) in sources::read_below(&work, &is_input)? {
-        let is_module = path.extension().is_some_and(|extension| extension == "ko");
-        if is_module || files.get(&path) != Some(&bytes) {
-            fs::remove_file(work.join(&path)).map_err(failed)?;
+            }
+        });
+        let modules: Vec<BuiltModule> = modules.collect();
+        if modules.is_empty() {
+            let path = artifact.to_owned();
+            return Err(ArtifactError::CacheDamaged { path });
         }
+        Ok(modules)
     }
-    for (path, bytes) in files {
-        let path = work.join(path);
-        if !path.exists() {
-            write(&path, bytes)?;
-        }
-    }
-    Ok(work)
 }
 
-fn finish(directory: &Path) -> Result<(), ArtifactError> {
-    let path = directory.join(UNFINISHED);
-    fs::remove_file(&path).map_err(|error| ArtifactError::writing(path, error))
+/// Copies a module to where it is kept, and on the disk: a name that is there after a crash of the host has what belongs
+/// to it.
+fn keep(from: &Path, to: &Path) -> Result<(), ArtifactError> {
+    let bytes = read(from)?;
+    let parent = to.parent().unwrap_or(to);
+    let written = fs::create_dir_all(parent).and_then(|()| {
+        let mut file = File::create(to)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        File::open(parent)?.sync_all()
+    });
+    written.map_err(|error| ArtifactError::writing(to, error))
 }
 
 /// The .ko files of a directory, by name.
@@ -388,10 +391,6 @@ fn read(path: &Path) -> Result<Vec<u8>, ArtifactError> {
         path: path.to_owned(),
         source,
     })
-}
-
-fn short(digest: &str) -> String {
-    digest.chars().take(12).collect()
 }
 
 /// Does to a set that was just unpacked what a build needs of it; nothing to sets that are no part of builds.

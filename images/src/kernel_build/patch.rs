@@ -5,16 +5,14 @@ use std::path::{Path, PathBuf};
 
 use super::BuildError;
 use super::make::Place;
-use super::sources::{Files, Recipe, read_below};
+use super::sources::{Files, Recipe, is_input, read_below};
 use crate::{ArtifactError, child};
 
 /// What a patched driver is made of.
 pub(super) struct Patched<'a> {
-    /// Name of the module, for messages.
-    pub module: &'a str,
     pub recipe: &'a Recipe,
-    /// The kernel's source, or the part of it that the cache keeps.
-    pub source: &'a Path,
+    /// Its source, by path below the recipe's directory.
+    pub driver: &'a Files,
     pub patches: &'a Files,
     /// The kernel's release, for messages.
     pub release: &'a str,
@@ -24,28 +22,14 @@ impl Patched<'_> {
     /// The driver's directory with all patches applied, by `patch` where the build runs; `stage` is an empty directory
     /// of ours.
     pub(super) fn files(&self, stage: &Path, place: &Place) -> Result<Files, ArtifactError> {
-        let from = self.source.join(&self.recipe.source);
-        if !from.is_dir() {
-            return Err(BuildError::NoDriver {
-                module: self.module.to_owned(),
-                source_dir: self.recipe.source.clone(),
-                release: self.release.to_owned(),
-            }
-            .into());
-        }
-        // A user's tree holds what it was built to, too.
-        let is_source = |name: &str| {
-            let ends = [".c", ".h", ".S"].iter().any(|end| name.ends_with(end));
-            (ends && !name.ends_with(".mod.c")) || matches!(name, "Makefile" | "Kbuild")
-        };
-        for (path, bytes) in read_below(&from, &is_source)? {
-            write(&stage.join(&self.recipe.source).join(path), &bytes)?;
+        for (path, bytes) in self.driver {
+            write(&stage.join(&self.recipe.source).join(path), bytes)?;
         }
         for (name, bytes) in self.patches {
             write(&stage.join(name), bytes)?;
             self.apply(name, stage, place)?;
         }
-        read_below(stage, &is_source)
+        read_below(stage, &is_input)
     }
 
     fn apply(&self, name: &Path, stage: &Path, place: &Place) -> Result<(), ArtifactError> {
@@ -110,6 +94,7 @@ fn failed_hunks(said: &str) -> Option<String> {
     (!failed.is_empty()).then(|| format!("{} failed", failed.join(", ")))
 }
 
+/// Writes a file, and the directories that lead to it.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), ArtifactError> {
     let parent = path.parent().map(PathBuf::from).unwrap_or_default();
     fs::create_dir_all(&parent)
@@ -130,15 +115,13 @@ mod tests {
 
     fn apply(source: &str, patch: &str) -> Result<Files, ArtifactError> {
         let dir = tempfile::tempdir().unwrap();
-        write(&dir.path().join("tree/drivers/x/x.c"), source.as_bytes()).unwrap();
-        write(&dir.path().join("tree/drivers/x/x.o"), b"built").unwrap();
+        let driver = Files::from([("x.c".into(), source.as_bytes().to_vec())]);
         let stage = dir.path().join("stage");
         fs::create_dir(&stage).unwrap();
         let patches = Files::from([("0001-change.patch".into(), patch.as_bytes().to_vec())]);
         let patched = Patched {
-            module: "x",
             recipe: &recipe(),
-            source: &dir.path().join("tree"),
+            driver: &driver,
             patches: &patches,
             release: "7.9.0",
         };
@@ -176,24 +159,5 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(said.contains("0001-change.patch does not apply"), "{said}");
-    }
-
-    #[test]
-    fn a_driver_that_the_source_has_not_is_said_so() {
-        let dir = tempfile::tempdir().unwrap();
-        let patched = Patched {
-            module: "x",
-            recipe: &recipe(),
-            source: dir.path(),
-            patches: &Files::new(),
-            release: "7.9.0",
-        };
-        let error = patched
-            .files(dir.path(), &Place::Tree(dir.path().into()))
-            .unwrap_err();
-        assert!(
-            error.to_string().contains("7.9.0 has no drivers/x"),
-            "{error}"
-        );
     }
 }

@@ -1,10 +1,10 @@
 //! A root of its own for a build, without root: toolchain and headers where they expect to be.
 //!
 //! Debian's headers name `/usr/src` and `/usr/lib`, and its compiler its own loader, so a build has to be entered
-//! (user, mount and PID namespaces, chroot). A build writes to `/work` only.
+//! (user, mount and PID namespaces, chroot). A build is to write to `/work` only.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use super::BuildError;
 use crate::{ArtifactError, child};
@@ -12,17 +12,21 @@ use crate::{ArtifactError, child};
 /// Where a build finds what it works on.
 pub(super) const WORK: &str = "/work";
 
-/// What the script ends with when it could not enter; no program of a build does.
+/// What the script ends with when the host refuses it the first mount; no program of a build does.
 const REFUSED: i32 = 99;
+/// What it ends with when it fails after that.
+const BROKEN: i32 = 98;
 
 /// Arguments: an empty directory for the root, the toolchain, the headers (or an empty word), what becomes /work, and
 /// the command. objtool wants /proc. The mounts end with the namespace, and with it the processes in it.
-const SCRIPT: &str = r#"
+pub(super) const SCRIPT: &str = r#"
 set -e
 new=$1 tools=$2 headers=$3 work=$4
 shift 4
-trap 'exit 99' EXIT
-mount -t tmpfs -o mode=0755 p2plab-build "$new"
+# chroot and, on some systems, mount: not every user's path has them.
+PATH=$PATH:/usr/sbin:/sbin
+mount -t tmpfs -o mode=0755 p2plab-build "$new" || exit 99
+trap 'exit 98' EXIT
 mkdir -p "$new/usr/lib" "$new/usr/src" "$new/proc" "$new/dev" "$new/tmp" "$new/work"
 bind() {
     if [ -d "$1" ]; then mkdir -p "$2"; else : > "$2"; fi
@@ -55,7 +59,18 @@ pub(super) struct Root {
 impl Root {
     /// Runs a command in the root, with `work` as `/work`. Whatever it starts dies with us. A failing status is no
     /// error here.
-    pub(super) fn run(&self, work: &Path, command: &[String]) -> Result<Output, ArtifactError> {
+    pub(super) fn run(
+        &self,
+        work: &Path,
+        command: &[String],
+        stdin: Stdio,
+    ) -> Result<Output, ArtifactError> {
+        let needed = [Some(&self.toolchain), self.headers.as_ref()];
+        for path in needed.into_iter().flatten().map(|root| root.join("usr")) {
+            if !path.is_dir() {
+                return Err(ArtifactError::CacheDamaged { path });
+            }
+        }
         // In what becomes /work, where a killed build's is swept away; hidden from whoever looks for sources.
         let mount_point = tempfile::Builder::new()
             .prefix(".root-")
@@ -67,7 +82,7 @@ impl Root {
             .args(["sh", "-c", SCRIPT, "p2plab-build"])
             .args([mount_point.path(), &self.toolchain, headers, work])
             .args(command);
-        entered(child::output(&mut unshare)?)
+        entered(child::output_with(&mut unshare, stdin)?)
     }
 }
 
@@ -93,6 +108,12 @@ fn entered(out: Output) -> Result<Output, ArtifactError> {
             detail: child::reason(&out),
         }
         .into());
+    }
+    if out.status.code() == Some(BROKEN) {
+        return Err(ArtifactError::ProgramFailed {
+            program: "making a root to build modules in".to_owned(),
+            detail: child::reason(&out),
+        });
     }
     Ok(out)
 }
@@ -129,19 +150,45 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_that_is_refused_is_said_so() {
+    fn a_mount_that_is_refused_is_said_so_and_a_toolchain_that_is_not_there_too() {
         let dir = tempfile::tempdir().unwrap();
-        let root = Root {
-            toolchain: dir.path().join("none"),
-            headers: None,
-        };
         let work = dir.path().join("work");
         fs::create_dir(&work).unwrap();
-        let error = root.run(&work, &["true".into()]).unwrap_err();
+        let run = |toolchain: &Path| {
+            let root = Root {
+                toolchain: toolchain.to_owned(),
+                headers: None,
+            };
+            root.run(&work, &["true".into()], Stdio::null())
+        };
+        let error = run(&dir.path().join("none")).unwrap_err();
+        assert!(
+            matches!(&error, ArtifactError::CacheDamaged { .. }),
+            "{error}"
+        );
+
+        // A mount without privileges, as where unshare gives none.
+        let nowhere = dir.path().join("nowhere");
+        let mut script = Command::new("sh");
+        script.args(["-c", SCRIPT, "p2plab-build"]);
+        script.args([&nowhere, Path::new("/"), Path::new(""), &work]);
+        let error = entered(child::output(&mut script).unwrap()).unwrap_err();
         let is_refusal = matches!(
             &error,
             ArtifactError::Build(BuildError::NamespaceRefused { .. })
         );
         assert!(is_refusal, "{error}");
+
+        // A path as Debian gives to users who are not root.
+        let mut entered = unshare();
+        entered.args(["sh", "-c", SCRIPT, "p2plab-build"]);
+        let mount_point = dir.path().join("root");
+        fs::create_dir(&mount_point).unwrap();
+        entered.args([&mount_point, Path::new("/"), Path::new(""), &work]);
+        entered
+            .arg("true")
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin");
+        let out = child::output(&mut entered).unwrap();
+        assert!(out.status.success(), "{}", child::reason(&out));
     }
 }

@@ -115,17 +115,19 @@ impl ModuleSource {
 
     /// What is to be compiled, of a driver of ours. Its documentation is not, nor is what a build in place left.
     pub(super) fn files(&self) -> Result<Files, ArtifactError> {
-        let wanted = |name: &str| {
-            let is_source = [".c", ".h", ".S"].iter().any(|end| name.ends_with(end));
-            matches!(name, "Kbuild" | "Makefile") || is_source && !name.ends_with(".mod.c")
-        };
-        read_below(&self.path, &wanted)
+        read_below(&self.path, &is_input)
     }
 
     /// Its patches, in order.
     pub(super) fn patches(&self) -> Result<Files, ArtifactError> {
         read_below(&self.path, &|name| name.ends_with(".patch"))
     }
+}
+
+/// Whether a build reads it, and not just leaves it there.
+pub(super) fn is_input(name: &str) -> bool {
+    let is_source = [".c", ".h", ".S"].iter().any(|end| name.ends_with(end));
+    matches!(name, "Kbuild" | "Makefile") || is_source && !name.ends_with(".mod.c")
 }
 
 fn source(path: PathBuf, kind: Kind) -> ModuleSource {

@@ -1,13 +1,18 @@
 //! Builds in a user's own tree, of which as much is there as a build needs: a Makefile that compiles.
 
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+
+use super::patch::write;
+use super::root::Root;
 use super::*;
 use crate::Silent;
 
 /// Compiles `tiny.c` into a file that has a module's `.modinfo`, and notes that it did.
 const MAKEFILE: &str =
-    "modules:\n\techo built >> $(M)/count\n\t$(CC) -c $(KCFLAGS) $(M)/tiny.c -o $(M)/tiny.ko\n";
+    "modules:\n\techo built >> $(M)/count\n\t$(CC) -c $(KCFLAGS) -I. $(M)/tiny.c -o $(M)/tiny.ko\n";
 const RELEASE: &str = "7.9.0-rc1+";
 
 struct Bench {
@@ -27,6 +32,7 @@ impl Bench {
             ("tree/Makefile", MAKEFILE),
             ("tree/.config", "CONFIG_X86_64=y\nCONFIG_PCI_P2PDMA=y\n"),
             ("tree/Module.symvers", ""),
+            ("tree/answer.h", "#define ANSWER 41\n"),
             ("tree/include/config/kernel.release", RELEASE),
             ("tiny/Kbuild", "obj-m := tiny.o\n"),
         ] {
@@ -57,17 +63,23 @@ impl Bench {
             .build(&ModuleSource::own(&self.path("tiny")), &mut Silent)
     }
 
-    /// How often the Makefile ran in the directory that is kept.
+    /// Where it is built.
+    fn directory(&self) -> PathBuf {
+        self.builder()
+            .build_directory(&ModuleSource::own(&self.path("tiny")))
+    }
+
+    /// How often the Makefile ran since the directory was last made anew.
     fn compilations(&self) -> usize {
-        let (modules, _) = self.build().unwrap();
-        let count = modules[0].with_debug.with_file_name("count");
+        let count = self.directory().join("work/count");
         fs::read_to_string(count).unwrap().lines().count()
     }
 }
 
 #[test]
-fn nothing_is_done_where_nothing_changed() {
+fn what_make_finds_unchanged_is_and_what_it_finds_changed_is_new() {
     let bench = Bench::new();
+    bench.source(RELEASE, "#include \"answer.h\"\nint tiny = ANSWER;");
     let (modules, built) = bench.build().unwrap();
     assert!(built);
     assert_eq!(modules.len(), 1);
@@ -76,16 +88,39 @@ fn nothing_is_done_where_nothing_changed() {
     let (again, built) = bench.build().unwrap();
     assert!(!built);
     assert_eq!(again, modules);
-    assert_eq!(bench.compilations(), 1);
 
     bench.source(RELEASE, "int tiny, changed;");
     let (changed, built) = bench.build().unwrap();
     assert!(built);
     assert_ne!(changed[0].path, modules[0].path);
-    assert_eq!(bench.compilations(), 2);
-    // The kernel is as good a reason as the source.
-    write(&bench.path("tree/vmlinux"), b"anew").unwrap();
+    // Back again, it is what it was, with the debug information that belongs to it.
+    bench.source(RELEASE, "#include \"answer.h\"\nint tiny = ANSWER;");
+    assert_eq!(bench.build().unwrap(), (modules, false));
+    // A header of the kernel is as good a reason as the source.
+    write(&bench.path("tree/answer.h"), b"#define ANSWER 42\n").unwrap();
     assert!(bench.build().unwrap().1);
+    assert_eq!(bench.compilations(), 5);
+}
+
+#[test]
+fn what_was_read_is_what_is_built() {
+    let bench = Bench::new();
+    let (builder, source) = (bench.builder(), ModuleSource::own(&bench.path("tiny")));
+    let inputs = Inputs::read(&source, &builder.against, &bench.cache, &mut Silent).unwrap();
+    bench.source(RELEASE, "int tiny = nothing;");
+    builder
+        .build_by_make(&source, &inputs, &mut Silent)
+        .unwrap();
+}
+
+#[test]
+fn a_build_that_makes_no_module_is_refused() {
+    let bench = Bench::new();
+    write(&bench.path("tree/Makefile"), b"modules:\n\ttrue\n").unwrap();
+    assert_eq!(
+        bench.build().unwrap_err().to_string(),
+        "the Kbuild of tiny names no module: give it a line such as `obj-m := tiny.o`"
+    );
 }
 
 #[test]
@@ -112,60 +147,47 @@ fn a_module_of_another_kernel_is_refused() {
     let bench = Bench::new();
     bench.source("7.8.1", "int tiny;");
     let said = bench.build().unwrap_err().to_string();
-    assert!(
-        said.contains("are of kernel 7.9.0-rc1+") && said.contains("7.8.1"),
-        "{said}"
+    let tree = fs::canonicalize(bench.path("tree")).unwrap();
+    assert_eq!(
+        said,
+        format!(
+            "tiny came out for 7.8.1, though {} says that it is 7.9.0-rc1+: run `make` in it",
+            tree.display()
+        )
     );
-    let said = bench
-        .builder()
-        .require_release("7.3.4")
-        .unwrap_err()
-        .to_string();
-    assert!(said.contains("give the headers of 7.3.4"), "{said}");
+    let refused = bench.builder().require_release("7.3.4").unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        format!(
+            "the headers in {} are of kernel 7.9.0-rc1+, and the modules are to run on 7.3.4: give the headers of 7.3.4, \
+             or the kernel 7.9.0-rc1+",
+            tree.display()
+        )
+    );
 }
 
 #[test]
 fn what_a_killed_build_left_is_not_built_upon() {
     let bench = Bench::new();
-    let (modules, _) = bench.build().unwrap();
-    let directory = modules[0]
-        .with_debug
-        .parent()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .to_owned();
-    write(&directory.join(UNFINISHED), b"").unwrap();
-    write(&directory.join("work/tiny.o"), b"half of it").unwrap();
-    bench.source(RELEASE, "int tiny, changed;");
     bench.build().unwrap();
-    assert_eq!(bench.compilations(), 1);
-    assert!(!directory.join("work/tiny.o").exists());
-}
-
-#[test]
-fn equal_files_keep_their_times_and_vanished_ones_vanish() {
-    let dir = tempfile::tempdir().unwrap();
-    let files = |pairs: &[(&str, &str)]| -> Files {
-        let pairs = pairs.iter();
-        pairs
-            .map(|(name, text)| (PathBuf::from(name), text.as_bytes().to_vec()))
-            .collect()
-    };
-    let work = begin(
-        dir.path(),
-        &files(&[("a.c", "a"), ("b.c", "b"), ("d/h.h", "h")]),
+    // Kills make, as a host does that has no memory left.
+    write(
+        &bench.path("tree/Makefile"),
+        b"modules:\n\techo half > $(M)/tiny.o\n\tkill -9 $$PPID\n",
     )
     .unwrap();
-    finish(dir.path()).unwrap();
-    let time = |name: &str| fs::metadata(work.join(name)).unwrap().modified().unwrap();
-    let (a, b) = (time("a.c"), time("b.c"));
-    write(&work.join("x.mod.c"), b"made").unwrap();
-    std::thread::sleep(Duration::from_millis(20));
-    begin(dir.path(), &files(&[("a.c", "a"), ("b.c", "other")])).unwrap();
-    assert_eq!(time("a.c"), a);
-    assert_ne!(time("b.c"), b);
-    assert!(!work.join("d/h.h").exists() && work.join("x.mod.c").exists());
+    let said = bench.build().unwrap_err().to_string();
+    assert!(
+        said.starts_with("the build of tiny was ended from outside")
+            && said.contains("run it again"),
+        "{said}"
+    );
+    let half = bench.directory().join("work/tiny.o");
+    assert!(half.exists());
+    write(&bench.path("tree/Makefile"), MAKEFILE.as_bytes()).unwrap();
+    bench.build().unwrap();
+    assert_eq!(bench.compilations(), 1);
+    assert!(!half.exists());
 }
 
 #[test]
@@ -181,35 +203,57 @@ fn of_two_at_once_one_builds() {
             .collect()
     });
     assert_eq!(built.iter().filter(|&&built| built).count(), 1, "{built:?}");
-    assert_eq!(bench.compilations(), 1);
+    assert_eq!(bench.compilations(), 4);
 }
 
+/// Names, to the process that is killed, the directory that it builds in.
+const TO_KILL: &str = "P2PLAB_BUILD_TO_KILL";
+
 #[test]
-fn a_build_dies_with_the_thread_that_runs_it() {
-    // A root without a build: what runs in it is what must die.
-    let mut command = std::process::Command::new("unshare");
-    command.args([
-        "--map-root-user",
-        "--mount",
-        "--pid",
-        "--fork",
-        "--kill-child",
-        "--",
-    ]);
-    let marker = tempfile::tempdir().unwrap();
-    let pid_file = marker.path().join("pid");
-    let script = "sh -c 'sleep 600' & echo started > $0; wait";
-    command.args(["sh", "-c", script]).arg(&pid_file);
-    let child = std::thread::spawn(move || {
-        let child = crate::child::dies_with_us(&mut command).spawn().unwrap();
-        let until = Instant::now() + Duration::from_secs(20);
-        while !pid_file.exists() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        assert!(pid_file.exists());
-        child
-    });
-    let mut child = child.join().unwrap();
-    // Ends at once; unshare that waited for its child would hold the test for ten minutes.
-    assert!(!child.wait().unwrap().success());
+fn a_build_dies_with_the_process_that_runs_it() {
+    if let Some(directory) = std::env::var_os(TO_KILL) {
+        return build_for_ever(Path::new(&directory));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("work")).unwrap();
+    let lock = File::create(dir.path().join("lock")).unwrap();
+    let mut builder = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "kernel_build::tests::a_build_dies_with_the_process_that_runs_it",
+        ])
+        .env(TO_KILL, dir.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = dir.path().join("work/started");
+    until("the build to start", || started.exists());
+    let now = FlockOperation::NonBlockingLockExclusive;
+    assert!(flock(&lock, now).is_err());
+    builder.kill().unwrap();
+    builder.wait().unwrap();
+    // Held by each process of the build, as its standard input.
+    until("the build to be dead", || flock(&lock, now).is_ok());
+}
+
+/// A build in a root that is the host's, with a process in it that never ends.
+fn build_for_ever(directory: &Path) {
+    let lock = File::open(directory.join("lock")).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let root = Root {
+        toolchain: PathBuf::from("/"),
+        headers: None,
+    };
+    let script = "(trap '' HUP TERM; sleep 600) & echo > /work/started; wait";
+    let command = ["sh", "-c", script].map(str::to_owned);
+    let ended = root.run(&directory.join("work"), &command, Stdio::from(lock));
+    panic!("the build has ended: {ended:?}");
+}
+
+fn until(what: &str, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < deadline, "waited 60 s for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
