@@ -151,8 +151,8 @@ fn statistics_are_exact() {
         ("buffers", 3),
         ("allocations", 3),
         ("failures", 0),
-        ("exports", 1),
-        ("dma-bufs", 1),
+        ("exports", 2),
+        ("dma-bufs", 2),
         ("mapped peers", 1),
     ];
     for (key, value) in expected {
@@ -181,7 +181,7 @@ fn statistics_are_exact() {
     ] {
         assert_eq!(stat(&after, key), 0, "{key} of {after:?}");
     }
-    for (key, value) in [("allocations", 3), ("failures", 1), ("exports", 1)] {
+    for (key, value) in [("allocations", 3), ("failures", 1), ("exports", 2)] {
         assert_eq!(stat(&after, key), value, "{key} of {after:?}");
     }
     lab.finish();

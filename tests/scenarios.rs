@@ -27,6 +27,7 @@ mod p2pmem_device;
 mod p2pmem_fio;
 mod p2pmem_nvram;
 mod p2pmem_pmr;
+mod p2pmem_pool;
 mod p2pmem_removal;
 mod patience;
 mod pmr;

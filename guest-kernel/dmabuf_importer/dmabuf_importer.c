@@ -53,23 +53,21 @@ static const struct dma_fence_ops importer_fence_ops = {
 	.get_timeline_name = importer_fence_name,
 };
 
-static void importer_unmap(struct importer *imp)
+/* @imp->attach may not be set yet. */
+static void importer_unmap(struct dma_buf_attachment *attach)
 {
-	dma_resv_assert_held(imp->attach->dmabuf->resv);
+	struct importer *imp = attach->importer_priv;
+
+	dma_resv_assert_held(attach->dmabuf->resv);
 	if (!imp->sgt)
 		return;
-	dma_buf_unmap_attachment(imp->attach, imp->sgt, DMA_BIDIRECTIONAL);
+	dma_buf_unmap_attachment(attach, imp->sgt, DMA_BIDIRECTIONAL);
 	imp->sgt = NULL;
-}
-
-static void importer_invalidate(struct dma_buf_attachment *attach)
-{
-	importer_unmap(attach->importer_priv);
 }
 
 static const struct dma_buf_attach_ops importer_attach_ops = {
 	.allow_peer2peer = true,
-	.invalidate_mappings = importer_invalidate,
+	.invalidate_mappings = importer_unmap,
 };
 
 static int importer_map(struct importer *imp, struct dma_buf *dmabuf)
@@ -175,9 +173,12 @@ static ssize_t importer_tell(struct importer *imp, char *text, size_t room)
 	struct dma_resv *resv = imp->attach->dmabuf->resv;
 	struct scatterlist *sg;
 	ssize_t length = 0;
-	int i;
+	int i, ret;
 
-	dma_resv_lock(resv, NULL);
+	/* The exporter may hold it until this file is closed. */
+	ret = dma_resv_lock_interruptible(resv, NULL);
+	if (ret)
+		return ret;
 	if (!imp->sgt)
 		length = scnprintf(text, room, "revoked\n");
 	else
@@ -204,7 +205,8 @@ static ssize_t importer_read(struct file *filp, char __user *to, size_t count,
 	if (!text)
 		return -ENOMEM;
 	ret = importer_tell(imp, text, PAGE_SIZE);
-	ret = simple_read_from_buffer(to, count, pos, text, ret);
+	if (ret > 0)
+		ret = simple_read_from_buffer(to, count, pos, text, ret);
 	kfree(text);
 	return ret;
 }
@@ -234,7 +236,7 @@ static int importer_release(struct inode *inode, struct file *filp)
 		struct dma_buf *dmabuf = imp->attach->dmabuf;
 
 		dma_resv_lock(dmabuf->resv, NULL);
-		importer_unmap(imp);
+		importer_unmap(imp->attach);
 		dma_resv_unlock(dmabuf->resv);
 		dma_buf_detach(dmabuf, imp->attach);
 		dma_buf_put(dmabuf);

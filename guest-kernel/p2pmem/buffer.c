@@ -4,6 +4,7 @@
  * and dma-bufs.
  */
 #include <linux/mm.h>
+#include <linux/moduleparam.h>
 #include <linux/overflow.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
@@ -12,6 +13,10 @@
 #include <linux/p2pmem.h>
 
 #include "p2pmem.h"
+
+static bool p2pmem_clear_all;
+module_param_named(clear, p2pmem_clear_all, bool, 0644);
+MODULE_PARM_DESC(clear, "clear all memory before it is given to a user, over the bus (default: what P2PMEM_ALLOC_ZERO asks for)");
 
 /*
  * Words, not bytes: each store is a write on the bus. The lock is taken for each
@@ -23,7 +28,7 @@ static int p2pmem_clear(struct p2pmem_buffer *buf)
 	unsigned long i;
 
 	for (i = 0; i < buf->nr_pages; i++) {
-		scoped_guard(rwsem_read, &buf->p->lock) {
+		scoped_guard(p2pmem_stays, buf->p) {
 			if (!buf->p->alive)
 				return -ENODEV;
 			memset64(page_address(buf->pages[i]), 0,
@@ -41,7 +46,7 @@ static int p2pmem_buffer_fill(struct p2pmem_buffer *buf, u32 flags)
 	struct p2pmem *p = buf->p;
 	int ret;
 
-	guard(rwsem_read)(&p->lock);
+	guard(p2pmem_stays)(p);
 	if (!p->alive)
 		return -ENODEV;
 	ret = p2pmem_get_pages(p, buf->pages, buf->nr_pages,
@@ -60,7 +65,8 @@ static int p2pmem_buffer_fill(struct p2pmem_buffer *buf, u32 flags)
  * @size: bytes, a multiple of the page size and not 0
  * @flags: P2PMEM_ALLOC_*
  *
- * Return: a buffer with one reference, or an error: -ENOMEM, -ENODEV, -EINTR
+ * Return: a buffer with one reference, or an error: -ENOMEM, -ENODEV; -EINTR
+ * when killed
  */
 struct p2pmem_buffer *p2pmem_buffer_alloc(struct p2pmem *p, u64 size, u32 flags)
 {
@@ -70,7 +76,7 @@ struct p2pmem_buffer *p2pmem_buffer_alloc(struct p2pmem *p, u64 size, u32 flags)
 	/*
 	 * Before the table of pages is allocated, which the size is good for.
 	 */
-	if (size > p->size)
+	if (size > min(p->size, P2PMEM_MAX_ALLOC))
 		goto fail;
 	buf = kvzalloc(struct_size(buf, pages, size >> PAGE_SHIFT),
 		       GFP_KERNEL_ACCOUNT);
@@ -85,7 +91,7 @@ struct p2pmem_buffer *p2pmem_buffer_alloc(struct p2pmem *p, u64 size, u32 flags)
 		goto fail;
 	}
 	get_device(&p->dev);
-	if (flags & P2PMEM_ALLOC_ZERO) {
+	if (flags & P2PMEM_ALLOC_ZERO || READ_ONCE(p2pmem_clear_all)) {
 		ret = p2pmem_clear(buf);
 		if (ret) {
 			p2pmem_buffer_put(buf);

@@ -15,24 +15,66 @@
 /* Pages that a fault maps at once, from the one that was touched on. */
 #define P2PMEM_FAULT_PAGES	256UL
 
+/*
+ * Counts a file of the inode: what is mapped of all of them is in one place,
+ * and undone at once when the device goes.
+ */
+static struct p2pmem_inode *p2pmem_inode_get(struct p2pmem *p,
+					     struct address_space *mapping)
+{
+	struct p2pmem_inode *inode;
+
+	lockdep_assert_held(&p->list_lock);
+	list_for_each_entry(inode, &p->inodes, node)
+		if (inode->mapping == mapping)
+			goto found;
+	inode = kzalloc_obj(*inode, GFP_KERNEL_ACCOUNT);
+	if (!inode)
+		return NULL;
+	inode->mapping = mapping;
+	list_add(&inode->node, &p->inodes);
+found:
+	inode->files++;
+	return inode;
+}
+
+static void p2pmem_inode_put(struct p2pmem *p, struct p2pmem_inode *inode)
+{
+	guard(mutex)(&p->list_lock);
+	if (--inode->files)
+		return;
+	list_del(&inode->node);
+	kfree(inode);
+}
+
+static int p2pmem_list_file(struct p2pmem_file *f)
+{
+	struct p2pmem *p = f->p;
+
+	guard(p2pmem_stays)(p);
+	if (!p->alive)
+		return -ENODEV;
+	guard(mutex)(&p->list_lock);
+	f->inode = p2pmem_inode_get(p, f->filp->f_mapping);
+	return f->inode ? 0 : -ENOMEM;
+}
+
 static int p2pmem_open(struct inode *inode, struct file *filp)
 {
 	struct p2pmem *p = container_of(inode->i_cdev, struct p2pmem, cdev);
 	struct p2pmem_file *f;
+	int ret;
 
-	f = kzalloc_obj(*f);
+	f = kzalloc_obj(*f, GFP_KERNEL_ACCOUNT);
 	if (!f)
 		return -ENOMEM;
 	f->p = p;
 	f->filp = filp;
-	xa_init_flags(&f->handles, XA_FLAGS_ALLOC1);
-	scoped_guard(rwsem_read, &p->lock) {
-		if (!p->alive) {
-			kfree(f);
-			return -ENODEV;
-		}
-		guard(mutex)(&p->list_lock);
-		list_add(&f->node, &p->files);
+	xa_init_flags(&f->handles, XA_FLAGS_ALLOC1 | XA_FLAGS_ACCOUNT);
+	ret = p2pmem_list_file(f);
+	if (ret) {
+		kfree(f);
+		return ret;
 	}
 	get_device(&p->dev);
 	filp->private_data = f;
@@ -46,8 +88,7 @@ static int p2pmem_close(struct inode *inode, struct file *filp)
 	struct p2pmem_buffer *buf;
 	unsigned long handle;
 
-	scoped_guard(mutex, &p->list_lock)
-		list_del(&f->node);
+	p2pmem_inode_put(p, f->inode);
 	xa_for_each(&f->handles, handle, buf)
 		p2pmem_buffer_put(buf);
 	xa_destroy(&f->handles);
@@ -82,7 +123,7 @@ static vm_fault_t p2pmem_vm_fault(struct vm_fault *vmf)
 	unsigned long nr;
 	int ret;
 
-	guard(rwsem_read)(&buf->p->lock);
+	guard(p2pmem_stays)(buf->p);
 	if (!buf->p->alive || first >= buf->nr_pages)
 		return VM_FAULT_SIGBUS;
 	nr = min3(P2PMEM_FAULT_PAGES, buf->nr_pages - first,
@@ -160,11 +201,11 @@ static int p2pmem_mmap(struct file *filp, struct vm_area_struct *vma)
  */
 void p2pmem_zap_files(struct p2pmem *p)
 {
-	struct p2pmem_file *f;
+	struct p2pmem_inode *inode;
 
 	guard(mutex)(&p->list_lock);
-	list_for_each_entry(f, &p->files, node)
-		unmap_mapping_range(f->filp->f_mapping, 0, 0, 1);
+	list_for_each_entry(inode, &p->inodes, node)
+		unmap_mapping_range(inode->mapping, 0, 0, 1);
 }
 
 const struct file_operations p2pmem_fops = {

@@ -25,11 +25,22 @@ static unsigned long p2pmem_mapped_pages(struct p2pmem *p)
 	return mapped;
 }
 
+static unsigned long p2pmem_open_files(struct p2pmem *p)
+{
+	struct p2pmem_inode *inode;
+	unsigned long files = 0;
+
+	lockdep_assert_held(&p->list_lock);
+	list_for_each_entry(inode, &p->inodes, node)
+		files += inode->files;
+	return files;
+}
+
 static int stats_show(struct seq_file *m, void *unused)
 {
 	struct p2pmem *p = m->private;
 
-	guard(rwsem_read)(&p->lock);
+	guard(p2pmem_stays)(p);
 	if (!p->alive)
 		return -ENODEV;
 	guard(mutex)(&p->list_lock);
@@ -37,12 +48,12 @@ static int stats_show(struct seq_file *m, void *unused)
 	seq_printf(m, "free %llu\n", p2pmem_pool_free(p));
 	seq_printf(m, "allocated pages %lld\n", atomic64_read(&p->pages));
 	seq_printf(m, "mapped pages %lu\n", p2pmem_mapped_pages(p));
-	seq_printf(m, "open files %zu\n", list_count_nodes(&p->files));
+	seq_printf(m, "open files %lu\n", p2pmem_open_files(p));
 	seq_printf(m, "buffers %zu\n", list_count_nodes(&p->buffers));
 	seq_printf(m, "allocations %lld\n", atomic64_read(&p->allocations));
 	seq_printf(m, "failures %lld\n", atomic64_read(&p->failures));
 	seq_printf(m, "exports %lld\n", atomic64_read(&p->exported));
-	seq_printf(m, "dma-bufs %zu\n", list_count_nodes(&p->exports));
+	seq_printf(m, "dma-bufs %lld\n", atomic64_read(&p->dmabufs));
 	seq_printf(m, "mapped peers %lld\n", atomic64_read(&p->peers));
 	return 0;
 }

@@ -15,11 +15,15 @@
 
 #include "p2pmem.h"
 
+/* After so long the log says whom the removal of a device waits for. */
+#define P2PMEM_PATIENCE		(30 * HZ)
+
 /**
  * struct p2pmem_dmabuf - a dma-buf of a part of a buffer
  * @dmabuf: the dma-buf, whose priv this is
  * @buf: what it is a part of; referenced
- * @node: in &p2pmem.exports
+ * @node: in &p2pmem.exports, while it is attached and not revoked
+ * @attached: number of attachments
  * @mappings: of mappings, and one of the device that still lives
  * @unmapped: completed with the last of @mappings
  * @revoked: the device goes; protected by the dma-buf's reservation
@@ -31,6 +35,7 @@ struct p2pmem_dmabuf {
 	struct dma_buf *dmabuf;
 	struct p2pmem_buffer *buf;
 	struct list_head node;
+	unsigned long attached;
 	struct kref mappings;
 	struct completion unmapped;
 	bool revoked;
@@ -47,13 +52,26 @@ static int p2pmem_dmabuf_attach(struct dma_buf *dmabuf,
 
 	if (!attach->peer2peer || !dma_buf_attach_revocable(attach))
 		return -EOPNOTSUPP;
-	guard(rwsem_read)(&p->lock);
+	guard(p2pmem_stays)(p);
 	if (!p->alive)
 		return -ENODEV;
 	if (!dev_is_pci(attach->dev) ||
-	    pci_p2pdma_distance(p->pdev, attach->dev, true) < 0)
+	    pci_p2pdma_distance(p->pdev, attach->dev, false) < 0)
 		return -EOPNOTSUPP;
+	guard(mutex)(&p->list_lock);
+	if (!export->attached++)
+		list_add(&export->node, &p->exports);
 	return 0;
+}
+
+static void p2pmem_dmabuf_detach(struct dma_buf *dmabuf,
+				 struct dma_buf_attachment *attach)
+{
+	struct p2pmem_dmabuf *export = dmabuf->priv;
+
+	guard(mutex)(&export->buf->p->list_lock);
+	if (!--export->attached)
+		list_del_init(&export->node);
 }
 
 static void p2pmem_dmabuf_done(struct kref *ref)
@@ -103,14 +121,14 @@ static void p2pmem_dmabuf_release(struct dma_buf *dmabuf)
 {
 	struct p2pmem_dmabuf *export = dmabuf->priv;
 
-	scoped_guard(mutex, &export->buf->p->list_lock)
-		list_del(&export->node);
+	atomic64_dec(&export->buf->p->dmabufs);
 	p2pmem_buffer_put(export->buf);
 	kvfree(export);
 }
 
 static const struct dma_buf_ops p2pmem_dmabuf_ops = {
 	.attach = p2pmem_dmabuf_attach,
+	.detach = p2pmem_dmabuf_detach,
 	.map_dma_buf = p2pmem_dmabuf_map,
 	.unmap_dma_buf = p2pmem_dmabuf_unmap,
 	.release = p2pmem_dmabuf_release,
@@ -140,7 +158,8 @@ static struct p2pmem_dmabuf *p2pmem_dmabuf_new(struct p2pmem_buffer *buf,
 	unsigned long nr_pieces = p2pmem_buffer_pieces(buf, first, nr);
 	struct p2pmem_dmabuf *export;
 
-	export = kvzalloc(struct_size(export, pieces, nr_pieces), GFP_KERNEL);
+	export = kvzalloc(struct_size(export, pieces, nr_pieces),
+			  GFP_KERNEL_ACCOUNT);
 	if (!export)
 		return NULL;
 	INIT_LIST_HEAD(&export->node);
@@ -151,22 +170,6 @@ static struct p2pmem_dmabuf *p2pmem_dmabuf_new(struct p2pmem_buffer *buf,
 	p2pmem_fill_pieces(export, buf->pages + first, nr);
 	export->buf = p2pmem_buffer_get(buf);
 	return export;
-}
-
-/*
- * Lists the export, so that it is revoked when the device goes; too late if
- * that has happened.
- */
-static int p2pmem_dmabuf_list(struct p2pmem_dmabuf *export)
-{
-	struct p2pmem *p = export->buf->p;
-
-	guard(rwsem_read)(&p->lock);
-	if (!p->alive)
-		return -ENODEV;
-	guard(mutex)(&p->list_lock);
-	list_add(&export->node, &p->exports);
-	return 0;
 }
 
 /**
@@ -184,8 +187,10 @@ struct dma_buf *p2pmem_export(struct p2pmem_buffer *buf, unsigned long first,
 	DEFINE_DMA_BUF_EXPORT_INFO(info);
 	struct p2pmem_dmabuf *export;
 	struct dma_buf *dmabuf;
-	int ret;
 
+	/* One that goes later refuses attachments. */
+	if (!READ_ONCE(buf->p->alive))
+		return ERR_PTR(-ENODEV);
 	export = p2pmem_dmabuf_new(buf, first, nr);
 	if (!export)
 		return ERR_PTR(-ENOMEM);
@@ -200,13 +205,21 @@ struct dma_buf *p2pmem_export(struct p2pmem_buffer *buf, unsigned long first,
 		return dmabuf;
 	}
 	export->dmabuf = dmabuf;
-	ret = p2pmem_dmabuf_list(export);
-	if (ret) {
-		dma_buf_put(dmabuf);
-		return ERR_PTR(ret);
-	}
 	atomic64_inc(&buf->p->exported);
+	atomic64_inc(&buf->p->dmabufs);
 	return dmabuf;
+}
+
+/* Says which devices are waited for, as it may be long. */
+static void p2pmem_still_waits(struct p2pmem_dmabuf *export)
+{
+	struct dma_buf_attachment *attach;
+
+	dma_resv_assert_held(export->dmabuf->resv);
+	list_for_each_entry(attach, &export->dmabuf->attachments, node)
+		dev_warn(attach->dev,
+			 "is attached to memory of %s, which waits for transfers to end before it goes\n",
+			 pci_name(export->buf->p->pdev));
 }
 
 /* Returns when no importer uses the memory any more; none can map it again. */
@@ -217,31 +230,40 @@ static void p2pmem_revoke(struct p2pmem_dmabuf *export)
 	dma_resv_lock(resv, NULL);
 	export->revoked = true;
 	dma_buf_invalidate_mappings(export->dmabuf);
-	dma_resv_wait_timeout(resv, DMA_RESV_USAGE_BOOKKEEP, false,
-			      MAX_SCHEDULE_TIMEOUT);
+	while (!dma_resv_wait_timeout(resv, DMA_RESV_USAGE_BOOKKEEP, false,
+				      P2PMEM_PATIENCE))
+		p2pmem_still_waits(export);
 	dma_resv_unlock(resv);
 	kref_put(&export->mappings, p2pmem_dmabuf_done);
-	wait_for_completion(&export->unmapped);
+	while (!wait_for_completion_timeout(&export->unmapped,
+					    P2PMEM_PATIENCE)) {
+		dma_resv_lock(resv, NULL);
+		p2pmem_still_waits(export);
+		dma_resv_unlock(resv);
+	}
 }
 
 /*
- * A dma-buf that is not revoked, with a reference of its file. One whose
- * release has begun has no mappings.
+ * Takes a dma-buf off the list, with a reference of its file: who has attached
+ * holds one until the attachment has been taken off.
  */
 static struct p2pmem_dmabuf *p2pmem_next_export(struct p2pmem *p)
 {
 	struct p2pmem_dmabuf *export;
 
 	guard(mutex)(&p->list_lock);
-	list_for_each_entry(export, &p->exports, node)
-		if (!export->revoked && get_file_active(&export->dmabuf->file))
-			return export;
-	return NULL;
+	export = list_first_entry_or_null(&p->exports, struct p2pmem_dmabuf,
+					  node);
+	if (export) {
+		get_file(export->dmabuf->file);
+		list_del_init(&export->node);
+	}
+	return export;
 }
 
 /**
  * p2pmem_revoke_exports - make all importers let go
- * @p: the device, no longer alive, so that nothing is exported any more
+ * @p: the device, no longer alive, so that nobody attaches any more
  */
 void p2pmem_revoke_exports(struct p2pmem *p)
 {

@@ -3,6 +3,7 @@
  * The ioctls; linux/p2pmem.h says what they do.
  */
 #include <linux/capability.h>
+#include <linux/compat.h>
 #include <linux/dma-buf.h>
 #include <linux/fcntl.h>
 #include <linux/slab.h>
@@ -29,13 +30,21 @@ static long p2pmem_ioc_info(struct p2pmem *p, void __user *arg)
 		.size = p->size,
 	};
 
-	scoped_guard(rwsem_read, &p->lock) {
+	scoped_guard(p2pmem_stays, p) {
 		if (!p->alive)
 			return -ENODEV;
 		info.domain = pci_domain_nr(pdev->bus);
 		info.free = p2pmem_pool_free(p);
 	}
 	return copy_to_user(arg, &info, sizeof(info)) ? -EFAULT : 0;
+}
+
+/* What mmap() can name: in 32-bit programs a page offset has 32 bits. */
+static u32 p2pmem_last_handle(void)
+{
+	if (in_compat_syscall())
+		return (1ULL << 32) / P2PMEM_HANDLE_PAGES - 1;
+	return P2PMEM_HANDLE_MAX;
 }
 
 static long p2pmem_ioc_alloc(struct p2pmem_file *f, void __user *arg)
@@ -62,7 +71,7 @@ static long p2pmem_ioc_alloc(struct p2pmem_file *f, void __user *arg)
 	 * not set, or frees it under us.
 	 */
 	ret = xa_alloc(&f->handles, &handle, NULL,
-		       XA_LIMIT(1, P2PMEM_HANDLE_MAX), GFP_KERNEL);
+		       XA_LIMIT(1, p2pmem_last_handle()), GFP_KERNEL);
 	if (ret) {
 		p2pmem_buffer_put(buf);
 		return ret == -EBUSY ? -ENOSPC : ret;
@@ -143,7 +152,7 @@ static long p2pmem_ioc_distance(struct p2pmem *p, void __user *arg)
 		return PTR_ERR(no_free_ptr(clients));
 
 	distance.distance = 0;
-	scoped_guard(rwsem_read, &p->lock) {
+	scoped_guard(p2pmem_stays, p) {
 		if (!p->alive)
 			return -ENODEV;
 		for (i = 0; i < distance.nr_clients; i++) {

@@ -31,16 +31,23 @@ static char *p2pmem_devnode(const struct device *dev, umode_t *mode)
 	return NULL;
 }
 
-static void p2pmem_scan(void)
+static int p2pmem_scan(void)
 {
 	struct pci_dev *pdev = NULL;
+	int ret;
 
 	for_each_pci_dev(pdev) {
-		device_lock(&pdev->dev);
+		/* A device that is being unbound may wait for long. */
+		ret = device_lock_interruptible(&pdev->dev);
+		if (ret) {
+			pci_dev_put(pdev);
+			return ret;
+		}
 		if (device_is_bound(&pdev->dev))
 			p2pmem_add_providers(pdev);
 		device_unlock(&pdev->dev);
 	}
+	return 0;
 }
 
 static ssize_t rescan_store(const struct class *class,
@@ -54,8 +61,8 @@ static ssize_t rescan_store(const struct class *class,
 	if (ret)
 		return ret;
 	if (yes)
-		p2pmem_scan();
-	return count;
+		ret = p2pmem_scan();
+	return ret ? ret : count;
 }
 static CLASS_ATTR_WO(rescan);
 
@@ -147,7 +154,10 @@ static int __init p2pmem_init(void)
 	ret = bus_register_notifier(&pci_bus_type, &p2pmem_notifier);
 	if (ret)
 		goto unregister_class;
-	p2pmem_scan();
+	p2pmem_start();
+	ret = p2pmem_scan();
+	if (ret)
+		goto unregister_notifier;
 	ret = pci_register_driver(&p2pmem_pci_driver);
 	if (ret)
 		goto unregister_notifier;
@@ -157,8 +167,6 @@ unregister_notifier:
 	p2pmem_remove_all();
 	bus_unregister_notifier(&pci_bus_type, &p2pmem_notifier);
 unregister_class:
-	/* A rescan may have added some. */
-	p2pmem_remove_all();
 	p2pmem_debugfs_exit();
 	class_unregister(&p2pmem_class);
 unregister_chrdev:

@@ -6,8 +6,11 @@
  *
  *	mmap_lock		held by the core around mmap and fault
  *	p2pmem.lock		read: the device stays; write: it goes
- *	p2pmem_search		one search for memory at a time
+ *	p2pmem_pool.search	one search for memory at a time
  *	p2pmem.list_lock	files, buffers and exports of a device
+ *
+ * Reclaim under p2pmem.lock must not wait for the device, whose removal may
+ * wait for the lock: guard(p2pmem_stays) sees to it.
  *
  * Nothing copies to or from user space under any of them: the fault could be
  * one of ours.
@@ -25,6 +28,7 @@
 #include <linux/pci-p2pdma.h>
 #include <linux/pci.h>
 #include <linux/rwsem.h>
+#include <linux/sched/mm.h>
 #include <linux/wait.h>
 #include <linux/xarray.h>
 
@@ -44,6 +48,23 @@
 #define P2PMEM_DEVICES		512
 #define P2PMEM_MINORS		2
 
+/*
+ * The most that is allocated at once: a mapping of it ends before the offsets
+ * of the next allocation, and its table of pages is no longer than the kernel
+ * allocates.
+ */
+#define P2PMEM_MAX_ALLOC	BIT_ULL(P2PMEM_HANDLE_SHIFT - 1)
+
+/**
+ * struct p2pmem_pool - what the devices of one PCI function share
+ * @ref: of each device
+ * @search: what one search has put aside would make another one fail
+ */
+struct p2pmem_pool {
+	struct kref ref;
+	struct mutex search; /* see above */
+};
+
 /**
  * struct p2pmem - peer-to-peer memory of one BAR
  * @dev: the character device's, below the PCI device
@@ -51,24 +72,28 @@
  * @by_address: the device whose node is named by PCI address and BAR
  * @node: in the list of all
  * @id: N of p2pmemN
+ * @pool: shared with other BARs of @pdev; referenced
  * @pdev: the provider; referenced, so that pci_name() is good for the
  *	messages of late users
  * @bar: BAR that the memory lies in
  * @offset: where in it the memory begins
  * @size: bytes of memory
  * @lock: held for reading by who needs the memory to stay
+ * @going: set when somebody waits for @lock to clear @alive
  * @alive: cleared, under @lock held for writing, before the provider's
  *	driver is unbound
  * @gone: set when nothing of the memory is in use any more
  * @wait: woken when @gone is set
- * @list_lock: protects the lists and &p2pmem_buffer.revoked
- * @files: open files
+ * @list_lock: protects the lists, &p2pmem_buffer.revoked and
+ *	&p2pmem_dmabuf.attached
+ * @inodes: those with open files
  * @buffers: allocations
- * @exports: dma-bufs
+ * @exports: dma-bufs with attachments
  * @debugfs: directory of the device
  * @allocations: allocations that succeeded
  * @failures: allocations that failed
  * @exported: dma-bufs that were made
+ * @dmabufs: dma-bufs that there are now
  * @pages: pages that are allocated now
  * @peers: devices that have a dma-buf mapped now
  */
@@ -79,18 +104,20 @@ struct p2pmem {
 	struct list_head node;
 	int id;
 
+	struct p2pmem_pool *pool;
 	struct pci_dev *pdev;
 	int bar;
 	u64 offset;
 	u64 size;
 
 	struct rw_semaphore lock;
+	bool going;
 	bool alive;
 	bool gone;
 	wait_queue_head_t wait;
 
 	struct mutex list_lock; /* the lists below */
-	struct list_head files;
+	struct list_head inodes;
 	struct list_head buffers;
 	struct list_head exports;
 
@@ -98,8 +125,40 @@ struct p2pmem {
 	atomic64_t allocations;
 	atomic64_t failures;
 	atomic64_t exported;
+	atomic64_t dmabufs;
 	atomic64_t pages;
 	atomic64_t peers;
+};
+
+static inline unsigned int p2pmem_hold(struct p2pmem *p)
+{
+	unsigned int noio = memalloc_noio_save();
+
+	down_read(&p->lock);
+	return noio;
+}
+
+static inline void p2pmem_let_go(struct p2pmem *p, unsigned int noio)
+{
+	up_read(&p->lock);
+	memalloc_noio_restore(noio);
+}
+
+/* A device that is alive stays until the end of the scope. */
+DEFINE_LOCK_GUARD_1(p2pmem_stays, struct p2pmem,
+		    _T->noio = p2pmem_hold(_T->lock),
+		    p2pmem_let_go(_T->lock, _T->noio), unsigned int noio)
+
+/**
+ * struct p2pmem_inode - an inode of the device with open files
+ * @node: in &p2pmem.inodes
+ * @mapping: where the mappings of its files are
+ * @files: number of them
+ */
+struct p2pmem_inode {
+	struct list_head node;
+	struct address_space *mapping;
+	unsigned long files;
 };
 
 /**
@@ -126,14 +185,14 @@ struct p2pmem_buffer {
 /**
  * struct p2pmem_file - an open file
  * @p: the device; referenced
- * @filp: whose mappings are to be undone when the device goes
- * @node: in &p2pmem.files
+ * @inode: what it is a file of
+ * @filp: the file
  * @handles: allocations by number, each with a reference
  */
 struct p2pmem_file {
 	struct p2pmem *p;
+	struct p2pmem_inode *inode;
 	struct file *filp;
-	struct list_head node;
 	struct xarray handles;
 };
 
@@ -142,6 +201,7 @@ extern const struct class p2pmem_class;
 dev_t p2pmem_devt(int id);
 
 /* provider.c */
+void p2pmem_start(void);
 void p2pmem_add_providers(struct pci_dev *pdev);
 void p2pmem_remove_providers(struct pci_dev *pdev);
 void p2pmem_remove_all(void);

@@ -18,15 +18,12 @@
 #define PCI_VENDOR_ID_MICROSEMI		0x11f8
 #define PCI_DEVICE_ID_MICROSEMI_NVRAM	0xf117
 
-/*
- * driver_data: 0, as new_id and driver_override give it, leaves the choice
- * open.
- */
-#define P2PMEM_BAR(bar)	((bar) + 1)
+/* The card's memory is there, as its registers are in another one. */
+#define P2PMEM_NVRAM_BAR		4
 
 static int p2pmem_bar = -1;
 module_param_named(bar, p2pmem_bar, int, 0644);
-MODULE_PARM_DESC(bar, "BAR of devices that new_id names (default: the largest prefetchable)");
+MODULE_PARM_DESC(bar, "BAR of devices that new_id or driver_override names (default: the largest prefetchable)");
 
 static int p2pmem_largest_bar(struct pci_dev *pdev)
 {
@@ -43,13 +40,17 @@ static int p2pmem_largest_bar(struct pci_dev *pdev)
 	return best;
 }
 
-static int p2pmem_choose_bar(struct pci_dev *pdev,
-			     const struct pci_device_id *id)
+static int p2pmem_choose_bar(struct pci_dev *pdev)
 {
 	int bar = READ_ONCE(p2pmem_bar);
 
-	if (id->driver_data)
-		bar = id->driver_data - 1;
+	/*
+	 * Not by driver_data: new_id takes no other values of it than the
+	 * table has, and gives 0.
+	 */
+	if (pdev->vendor == PCI_VENDOR_ID_MICROSEMI &&
+	    pdev->device == PCI_DEVICE_ID_MICROSEMI_NVRAM)
+		bar = P2PMEM_NVRAM_BAR;
 	else if (bar < 0)
 		bar = p2pmem_largest_bar(pdev);
 	if (bar < 0 || bar >= PCI_STD_NUM_BARS ||
@@ -85,7 +86,7 @@ static int p2pmem_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 {
 	int bar, ret;
 
-	bar = p2pmem_choose_bar(pdev, id);
+	bar = p2pmem_choose_bar(pdev);
 	if (bar < 0)
 		return bar;
 	ret = p2pmem_check_bar(pdev, bar);
@@ -107,8 +108,7 @@ static int p2pmem_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 }
 
 static const struct pci_device_id p2pmem_ids[] = {
-	{ PCI_DEVICE(PCI_VENDOR_ID_MICROSEMI, PCI_DEVICE_ID_MICROSEMI_NVRAM),
-	  .driver_data = P2PMEM_BAR(4) },
+	{ PCI_DEVICE(PCI_VENDOR_ID_MICROSEMI, PCI_DEVICE_ID_MICROSEMI_NVRAM) },
 	{ }
 };
 MODULE_DEVICE_TABLE(pci, p2pmem_ids);

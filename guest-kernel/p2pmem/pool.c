@@ -7,18 +7,14 @@
  * a BAR is chosen by asking until the answer suits.
  */
 #include <linux/kernfs.h>
+#include <linux/log2.h>
 #include <linux/memremap.h>
 #include <linux/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/sysfs.h>
 
 #include "p2pmem.h"
-
-/*
- * One search at a time: what one has put aside would make another one fail, in
- * this BAR or in another one of the same pool.
- */
-static DEFINE_MUTEX(p2pmem_search);
 
 /*
  * Memory of another BAR, kept until the search has ended so that it is not
@@ -27,6 +23,7 @@ static DEFINE_MUTEX(p2pmem_search);
 struct p2pmem_aside {
 	struct list_head node;
 	void *addr;
+	size_t size;
 };
 
 static bool p2pmem_in_bar(struct p2pmem *p, void *addr)
@@ -37,38 +34,87 @@ static bool p2pmem_in_bar(struct p2pmem *p, void *addr)
 	       phys <= pci_resource_end(p->pdev, p->bar);
 }
 
+/* Whether it is time to give up: what is asked for may be long to find. */
+static int p2pmem_search_ends(struct p2pmem *p)
+{
+	cond_resched();
+	if (READ_ONCE(p->going))
+		return -ENODEV;
+	return fatal_signal_pending(current) ? -EINTR : 0;
+}
+
+static int p2pmem_put_aside(void *addr, size_t size, struct list_head *others)
+{
+	struct p2pmem_aside *aside;
+
+	aside = kmalloc_obj(*aside, GFP_KERNEL_ACCOUNT);
+	if (!aside)
+		return -ENOMEM;
+	aside->addr = addr;
+	aside->size = size;
+	list_add(&aside->node, others);
+	return 0;
+}
+
 /*
- * @size bytes of our BAR in one piece, or NULL. Ends when the pool has no more,
- * at the latest.
+ * Memory of our BAR, of which @size bytes are wanted, when the pool gives that
+ * of others first: theirs is put aside, in pieces that are as large as they
+ * have them, so that there are few.
  */
-static void *p2pmem_get_piece(struct p2pmem *p, size_t size)
+static void *p2pmem_get_behind_others(struct p2pmem *p, size_t size,
+				      struct list_head *others)
+{
+	int order = ilog2(P2PMEM_MAX_ALLOC / size);
+	void *addr;
+	int ret;
+
+	for (; order >= 0; order--) {
+		while ((addr = pci_alloc_p2pmem(p->pdev, size << order))) {
+			if (p2pmem_in_bar(p, addr)) {
+				if (!order)
+					return addr;
+				pci_free_p2pmem(p->pdev, addr, size << order);
+				break;
+			}
+			ret = p2pmem_put_aside(addr, size << order, others);
+			if (ret) {
+				pci_free_p2pmem(p->pdev, addr, size << order);
+				return ERR_PTR(ret);
+			}
+			ret = p2pmem_search_ends(p);
+			if (ret)
+				return ERR_PTR(ret);
+		}
+	}
+	return ERR_PTR(-ENOSPC);
+}
+
+/*
+ * @size bytes of our BAR in one piece. -ENOSPC: the pool has no such piece, or
+ * none that is not among the @others now.
+ */
+static void *p2pmem_get_piece(struct p2pmem *p, size_t size,
+			      struct list_head *others)
+{
+	void *addr = pci_alloc_p2pmem(p->pdev, size);
+
+	if (!addr)
+		return ERR_PTR(-ENOSPC);
+	if (p2pmem_in_bar(p, addr))
+		return addr;
+	pci_free_p2pmem(p->pdev, addr, size);
+	return p2pmem_get_behind_others(p, size, others);
+}
+
+static void p2pmem_free_others(struct p2pmem *p, struct list_head *others)
 {
 	struct p2pmem_aside *aside, *next;
-	LIST_HEAD(others);
-	void *addr;
 
-	while ((addr = pci_alloc_p2pmem(p->pdev, size))) {
-		if (p2pmem_in_bar(p, addr))
-			break;
-		/*
-		 * The removal of the device may wait for us: no reclaim that
-		 * may wait for the device.
-		 */
-		aside = kmalloc_obj(*aside, GFP_NOIO);
-		if (!aside) {
-			pci_free_p2pmem(p->pdev, addr, size);
-			addr = NULL;
-			break;
-		}
-		aside->addr = addr;
-		list_add(&aside->node, &others);
+	list_for_each_entry_safe(aside, next, others, node) {
+		pci_free_p2pmem(p->pdev, aside->addr, aside->size);
+		kfree(aside);
 		cond_resched();
 	}
-	list_for_each_entry_safe(aside, next, &others, node) {
-		pci_free_p2pmem(p->pdev, aside->addr, size);
-		kfree(aside);
-	}
-	return addr;
 }
 
 /*
@@ -90,40 +136,64 @@ static void p2pmem_split_piece(void *addr, struct page **pages,
 	}
 }
 
-/**
- * p2pmem_get_pages - allocate pages, each with one reference
- * @p: the device, whose lock is held for reading
- * @pages: where the pages go
- * @nr: how many
- * @contiguous: all in one piece; otherwise in as few as possible
- *
- * Return: 0, or -ENOMEM
- */
-int p2pmem_get_pages(struct p2pmem *p, struct page **pages, unsigned long nr,
-		     bool contiguous)
+static int p2pmem_search(struct p2pmem *p, struct page **pages,
+			 unsigned long nr, bool contiguous,
+			 struct list_head *others)
 {
 	unsigned long got = 0, piece = nr;
 	void *addr;
+	int ret;
 
-	guard(mutex)(&p2pmem_search);
 	while (got < nr) {
 		piece = min(piece, nr - got);
-		addr = p2pmem_get_piece(p, piece << PAGE_SHIFT);
-		if (addr) {
+		addr = p2pmem_get_piece(p, piece << PAGE_SHIFT, others);
+		if (!IS_ERR(addr)) {
 			p2pmem_split_piece(addr, pages + got, piece);
 			got += piece;
-			continue;
-		}
-		if (contiguous || piece == 1)
+		} else if (addr != ERR_PTR(-ENOSPC)) {
+			ret = PTR_ERR(addr);
 			goto give_back;
-		piece = DIV_ROUND_UP(piece, 2);
+		} else if (contiguous || piece == 1) {
+			ret = -ENOMEM;
+			goto give_back;
+		} else {
+			piece = DIV_ROUND_UP(piece, 2);
+		}
+		ret = p2pmem_search_ends(p);
+		if (ret)
+			goto give_back;
 	}
 	return 0;
 
 give_back:
 	while (got)
 		put_page(pages[--got]);
-	return -ENOMEM;
+	return ret;
+}
+
+/**
+ * p2pmem_get_pages - allocate pages, each with one reference
+ * @p: the device, which stays meanwhile
+ * @pages: where the pages go
+ * @nr: how many
+ * @contiguous: all in one piece; otherwise in as few as possible
+ *
+ * Return: 0, or -ENOMEM; -EINTR when killed, -ENODEV when somebody waits for
+ * the device to go
+ */
+int p2pmem_get_pages(struct p2pmem *p, struct page **pages, unsigned long nr,
+		     bool contiguous)
+{
+	LIST_HEAD(others);
+	int ret;
+
+	ret = mutex_lock_killable(&p->pool->search);
+	if (ret)
+		return ret;
+	ret = p2pmem_search(p, pages, nr, contiguous, &others);
+	p2pmem_free_others(p, &others);
+	mutex_unlock(&p->pool->search);
+	return ret;
 }
 
 /* P2PDMA tells how much of a pool is free in sysfs only. */
@@ -158,7 +228,7 @@ put_file:
 
 /**
  * p2pmem_pool_free - bytes that are free
- * @p: the device, whose lock is held for reading
+ * @p: the device, which stays meanwhile
  *
  * Return: what is free in the pool, but no more than we have left in our BAR
  */

@@ -18,8 +18,8 @@
 static DEFINE_MUTEX(p2pmem_mutex);
 static LIST_HEAD(p2pmem_list);
 static DEFINE_IDA(p2pmem_ida);
-/* The module goes: no device is added any more. Under the mutex. */
-static bool p2pmem_closing;
+/* Whether the bus tells us when a provider goes. Under the mutex. */
+static bool p2pmem_started;
 
 /*
  * Whether the device has published memory: it is then the memory nearest to
@@ -82,11 +82,37 @@ static bool p2pmem_measure(struct pci_dev *pdev, int bar, u64 *offset,
 	return *size;
 }
 
+/* That of the device's other BARs, or a new one. Under the mutex. */
+static struct p2pmem_pool *p2pmem_pool_get(struct pci_dev *pdev)
+{
+	struct p2pmem_pool *pool;
+	struct p2pmem *p;
+
+	list_for_each_entry(p, &p2pmem_list, node) {
+		if (p->pdev == pdev) {
+			kref_get(&p->pool->ref);
+			return p->pool;
+		}
+	}
+	pool = kzalloc_obj(*pool);
+	if (pool) {
+		kref_init(&pool->ref);
+		mutex_init(&pool->search);
+	}
+	return pool;
+}
+
+static void p2pmem_pool_release(struct kref *ref)
+{
+	kfree(container_of(ref, struct p2pmem_pool, ref));
+}
+
 static void p2pmem_release(struct device *dev)
 {
 	struct p2pmem *p = container_of(dev, struct p2pmem, dev);
 
 	ida_free(&p2pmem_ida, p->id);
+	kref_put(&p->pool->ref, p2pmem_pool_release);
 	pci_dev_put(p->pdev);
 	kfree(p);
 }
@@ -94,24 +120,25 @@ static void p2pmem_release(struct device *dev)
 static struct p2pmem *p2pmem_new(struct pci_dev *pdev, int bar)
 {
 	struct p2pmem *p;
+	int ret = -ENOMEM;
 
 	p = kzalloc_obj(*p);
 	if (!p)
-		return ERR_PTR(-ENOMEM);
-	p->id = ida_alloc_max(&p2pmem_ida, P2PMEM_DEVICES - 1, GFP_KERNEL);
-	if (p->id < 0) {
-		int ret = p->id;
-
-		kfree(p);
 		return ERR_PTR(ret);
-	}
+	p->pool = p2pmem_pool_get(pdev);
+	if (!p->pool)
+		goto free;
+	ret = ida_alloc_max(&p2pmem_ida, P2PMEM_DEVICES - 1, GFP_KERNEL);
+	if (ret < 0)
+		goto put_pool;
+	p->id = ret;
 	p->pdev = pci_dev_get(pdev);
 	p->bar = bar;
 	p->alive = true;
 	init_rwsem(&p->lock);
 	init_waitqueue_head(&p->wait);
 	mutex_init(&p->list_lock);
-	INIT_LIST_HEAD(&p->files);
+	INIT_LIST_HEAD(&p->inodes);
 	INIT_LIST_HEAD(&p->buffers);
 	INIT_LIST_HEAD(&p->exports);
 
@@ -122,6 +149,12 @@ static struct p2pmem *p2pmem_new(struct pci_dev *pdev, int bar)
 	p->dev.release = p2pmem_release;
 	dev_set_drvdata(&p->dev, p);
 	return p;
+
+put_pool:
+	kref_put(&p->pool->ref, p2pmem_pool_release);
+free:
+	kfree(p);
+	return ERR_PTR(ret);
 }
 
 /* One cdev serves both nodes; udev is not needed for the one by address. */
@@ -160,8 +193,9 @@ del_cdev:
 /* Ends all use of the memory. Files that are open stay, with nothing. */
 static void p2pmem_take_back(struct p2pmem *p)
 {
+	WRITE_ONCE(p->going, true);
 	down_write(&p->lock);
-	p->alive = false;
+	WRITE_ONCE(p->alive, false);
 	up_write(&p->lock);
 
 	p2pmem_zap_files(p);
@@ -171,7 +205,9 @@ static void p2pmem_take_back(struct p2pmem *p)
 	wake_up_all(&p->wait);
 }
 
-static int p2pmem_add(struct pci_dev *pdev, int bar, u64 offset, u64 size)
+/* What somebody may have opened before it failed is put on @failed. */
+static int p2pmem_add(struct pci_dev *pdev, int bar, u64 offset, u64 size,
+		      struct list_head *failed)
 {
 	struct p2pmem *p;
 	int ret;
@@ -183,8 +219,7 @@ static int p2pmem_add(struct pci_dev *pdev, int bar, u64 offset, u64 size)
 	p->size = size;
 	ret = p2pmem_register(p);
 	if (ret) {
-		p2pmem_take_back(p);
-		put_device(&p->dev);
+		list_add(&p->node, failed);
 		return ret;
 	}
 	p2pmem_debugfs_add(p);
@@ -215,6 +250,23 @@ static struct p2pmem *p2pmem_lookup(struct pci_dev *pdev, int bar)
 	return NULL;
 }
 
+static void p2pmem_add_bars(struct pci_dev *pdev, struct list_head *failed)
+{
+	u64 offset, size;
+	int bar, ret;
+
+	for (bar = 0; bar < PCI_STD_NUM_BARS; bar++) {
+		if (p2pmem_lookup(pdev, bar) ||
+		    !p2pmem_measure(pdev, bar, &offset, &size))
+			continue;
+		ret = p2pmem_add(pdev, bar, offset, size, failed);
+		if (ret)
+			pci_err(pdev,
+				"no device for the peer-to-peer memory in BAR %d: %pe\n",
+				bar, ERR_PTR(ret));
+	}
+}
+
 /**
  * p2pmem_add_providers - give each BAR with published memory its device, where
  * it has none yet
@@ -222,23 +274,17 @@ static struct p2pmem *p2pmem_lookup(struct pci_dev *pdev, int bar)
  */
 void p2pmem_add_providers(struct pci_dev *pdev)
 {
-	u64 offset, size;
-	int bar, ret;
+	struct p2pmem *p, *next;
+	LIST_HEAD(failed);
 
 	if (!p2pmem_published(pdev))
 		return;
-	guard(mutex)(&p2pmem_mutex);
-	if (p2pmem_closing)
-		return;
-	for (bar = 0; bar < PCI_STD_NUM_BARS; bar++) {
-		if (p2pmem_lookup(pdev, bar) ||
-		    !p2pmem_measure(pdev, bar, &offset, &size))
-			continue;
-		ret = p2pmem_add(pdev, bar, offset, size);
-		if (ret)
-			pci_err(pdev,
-				"no device for the peer-to-peer memory in BAR %d: %pe\n",
-				bar, ERR_PTR(ret));
+	scoped_guard(mutex, &p2pmem_mutex)
+		if (p2pmem_started)
+			p2pmem_add_bars(pdev, &failed);
+	list_for_each_entry_safe(p, next, &failed, node) {
+		p2pmem_take_back(p);
+		put_device(&p->dev);
 	}
 }
 
@@ -248,8 +294,9 @@ void p2pmem_add_providers(struct pci_dev *pdev)
  * @pdev: the PCI device, locked and still bound
  *
  * Waits as long as importers of dma-bufs transfer, and without the mutex: other
- * devices come and go meanwhile. The lock of @pdev keeps it from being added
- * again before we are done.
+ * devices come and go meanwhile. (Unless somebody registers a notifier of the
+ * bus: that waits for us, and they for that.) The lock of @pdev keeps it from
+ * being added again before we are done.
  */
 void p2pmem_remove_providers(struct pci_dev *pdev)
 {
@@ -265,6 +312,17 @@ void p2pmem_remove_providers(struct pci_dev *pdev)
 }
 
 /**
+ * p2pmem_start - from now on devices are added
+ *
+ * For when the bus tells us what goes.
+ */
+void p2pmem_start(void)
+{
+	guard(mutex)(&p2pmem_mutex);
+	p2pmem_started = true;
+}
+
+/**
  * p2pmem_remove_all - remove all devices, and add no more
  *
  * For the end of the module: nobody has one open then, and nothing is waited
@@ -276,7 +334,7 @@ void p2pmem_remove_all(void)
 	struct p2pmem *p, *next;
 
 	guard(mutex)(&p2pmem_mutex);
-	p2pmem_closing = true;
+	p2pmem_started = false;
 	list_for_each_entry_safe(p, next, &p2pmem_list, node)
 		p2pmem_remove(p);
 }

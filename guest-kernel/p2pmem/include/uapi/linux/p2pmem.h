@@ -29,8 +29,10 @@
  *
  * Memory that a device still transfers to or from is free only after that. It
  * is not cleared on its way from one user to the next unless P2PMEM_ALLOC_ZERO
- * asks for it. Pages are mapped when they are touched, by the CPU or by a
- * transfer; MAP_POPULATE does not get all of them.
+ * asks for it, or the module's parameter clear is set: do that where users may
+ * open the device who should not read each other's data. Pages are mapped when
+ * they are touched, by the CPU or by a transfer; MAP_POPULATE does not get all
+ * of them.
  *
  * When the device goes away (unbound, unplugged), existing mappings give
  * SIGBUS, the kernel answers EFAULT for transfers that name them, poll()
@@ -42,6 +44,7 @@
  *	ENXIO	the mapping is longer than what was allocated at that offset
  *	EACCES	PROT_EXEC; a file that is not open for writing, at offset 0
  *	ENOMEM	not that much memory is free
+ *	EINTR	killed while memory was looked for, or cleared
  *	ENODEV	the device is gone
  *
  * Errors of all ioctls:
@@ -173,7 +176,8 @@ struct p2pmem_export {
 
 /*
  * EBADF: not open for writing. ENOMEM: not that much is free. ENOSPC: too many
- * allocations of this file. EINTR: killed while memory was cleared.
+ * allocations of this file (15 in programs of 32 bits). EINTR: killed while
+ * memory was looked for, or cleared.
  */
 #define P2PMEM_IOC_ALLOC	_IOWR(P2PMEM_IOC_MAGIC, 1, struct p2pmem_alloc)
 

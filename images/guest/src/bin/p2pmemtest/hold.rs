@@ -1,7 +1,9 @@
 //! Holding memory in all ways while its device is taken away.
 
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt as _;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 
 use p2plab_guest::p2pmem::{Address, P2pmem};
 use p2plab_guest::{Ended, Mapping, Sharing, in_child, poll_hangup};
@@ -42,8 +44,10 @@ struct Held {
     anonymous: Mapping,
     untouched: Mapping,
     dma_buf: OwnedFd,
+    /// A name of a dma-buf that is closed: it keeps what is below the file, and not the file.
+    _closed: File,
     import: Option<Import>,
-    disk: std::fs::File,
+    disk: File,
 }
 
 impl Held {
@@ -64,6 +68,7 @@ impl Held {
             allocated: map(offset)?,
             anonymous: map(0)?,
             untouched: map(0)?,
+            _closed: name_of_closed(p2pmem.export(offset, PAGE)?)?,
             dma_buf,
             import,
             disk: direct(disk)?,
@@ -126,4 +131,10 @@ impl Held {
         refused(self.p2pmem.distance(&[Address::default()], 0), libc::ENODEV)?;
         refused(self.p2pmem.export(self.offset, PAGE), libc::ENODEV)
     }
+}
+
+fn name_of_closed(descriptor: OwnedFd) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_PATH);
+    options.open(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
 }

@@ -4,7 +4,8 @@
 //! `check DEVICE DISK` goes through everything that works, then through everything that is refused; `DISK` is a block
 //! device that can reach the memory, and loses its first blocks. `import DEVICE ADDRESS` exports memory, has it mapped
 //! for the PCI device at ADDRESS, and prints the DMA addresses. `busy DEVICE ADDRESS` does the same with an importer that is
-//! busy until standard input ends. `hold DEVICE DISK [ADDRESS]` uses memory in all ways at
+//! busy until standard input ends. `scattered DEVICE BYTES` takes memory that lies in single pages, and prints how many.
+//! `dirty DEVICE VALUE` prints how many pages do not begin with 0, and makes all begin with VALUE. `hold DEVICE DISK [ADDRESS]` uses memory in all ways at
 //! once, says `ready`, waits until the device is taken away, and checks what is left.
 
 mod cases;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 use p2plab_guest::p2pmem::{Address, P2pmem};
 
 const HELP: &str = "usage: p2pmemtest info DEVICE | distance DEVICE ADDRESS... | check DEVICE DISK \
-                    | import DEVICE ADDRESS | busy DEVICE ADDRESS | hold DEVICE DISK [ADDRESS]";
+                    | import DEVICE ADDRESS | busy DEVICE ADDRESS | scattered DEVICE BYTES | dirty DEVICE VALUE | hold DEVICE DISK [ADDRESS]";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -29,6 +30,12 @@ fn main() -> ExitCode {
         ["check", device, disk] => check(device, disk),
         ["import", device, address] => import::import(device, address),
         ["busy", device, address] => import::busy(device, address),
+        ["scattered", device, bytes] if bytes.parse::<u64>().is_ok() => {
+            works::scattered(device, bytes.parse().unwrap_or_default())
+        }
+        ["dirty", device, value] if value.parse::<u8>().is_ok() => {
+            works::dirty(device, value.parse().unwrap_or_default())
+        }
         ["hold", device, disk] => hold::hold(device, disk, None),
         ["hold", device, disk, address] => hold::hold(device, disk, Some(address)),
         _ => {

@@ -273,3 +273,40 @@ fn apart(device: &str) -> Outcome {
         [Some(1), Some(2), Some(3)],
     )
 }
+
+/// Scatters `size` bytes of memory over single pages, frees every other one, and takes them again as one allocation.
+/// Prints in how many pieces that is.
+pub fn scattered(device: &str, size: u64) -> Result<(), String> {
+    let pieces = || -> std::io::Result<u32> {
+        let p2pmem = P2pmem::open(device)?;
+        let pages = (0..size / PAGE).map(|_| p2pmem.alloc(PAGE, 0).map(|alloc| alloc.offset));
+        for offset in pages
+            .collect::<std::io::Result<Vec<u64>>>()?
+            .iter()
+            .step_by(2)
+        {
+            p2pmem.free(*offset)?;
+        }
+        Ok(p2pmem.alloc(size / 2, 0)?.pieces)
+    };
+    println!("{}", pieces().map_err(|error| error.to_string())?);
+    Ok(())
+}
+
+/// Maps all of the memory by mmap alone, as a program does that knows no ioctl; prints in how many of its pages the
+/// first byte is not 0, and sets that byte to `value`.
+pub fn dirty(device: &str, value: u8) -> Result<(), String> {
+    let count = || -> std::io::Result<usize> {
+        let p2pmem = P2pmem::open(device)?;
+        let pages = usize::try_from(p2pmem.info()?.size).unwrap_or_default() / PAGES;
+        let mut mapping = map(&p2pmem, 0, pages * PAGES)?;
+        let mut dirty = 0;
+        for page in 0..pages {
+            dirty += usize::from(marked(&mut mapping, page) != Some(0));
+            mark(&mut mapping, page, value);
+        }
+        Ok(dirty)
+    };
+    println!("{}", count().map_err(|error| error.to_string())?);
+    Ok(())
+}
