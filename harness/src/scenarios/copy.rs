@@ -119,6 +119,7 @@ pub fn compare(
     let to = guest.nvme(job.destination)?;
     let peer_memory = &peer_memory(lab, job.buffer)?;
     prefer_sgls(lab)?;
+    await_scans(lab, &[&from, &to])?;
     let mut modes = Vec::new();
     for (name, buffer) in [("classic", "memory"), ("p2p", peer_memory)] {
         clear(&destination, options.size)?;
@@ -151,6 +152,16 @@ pub fn compare(
 pub(super) fn prefer_sgls(lab: &Lab) -> Result<(), LabError> {
     let set = "p=/sys/module/nvme/parameters/sgl_threshold; [ ! -e $p ] || echo 4096 > $p";
     lab.agent()?.check(&Command::new("sh").args(["-c", set]))?;
+    Ok(())
+}
+
+/// Opens the disks: that waits for the end of their partition scans, whose reads would be counted.
+fn await_scans(lab: &Lab, disks: &[&GuestNvme]) -> Result<(), LabError> {
+    for disk in disks {
+        let open = format!(": < {}", disk.block_device);
+        lab.agent()?
+            .check(&Command::new("sh").args(["-c", &open]))?;
+    }
     Ok(())
 }
 
