@@ -50,7 +50,7 @@ struct Example {
     own_queues: Option<&'static str>,
     /// The DMAs of the data, peer to peer: what an SSD moves within itself is none.
     ways: &'static [Way],
-    /// What the talk had, in bytes a second.
+    /// What the talk's hardware had, in MB/s.
     talk: Option<u64>,
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use p2plab_images::Progress;
+use p2plab_pcie::Traffic;
 use serde::Deserialize;
 
 use super::ScenarioOptions;
@@ -40,6 +41,11 @@ struct CopyResult {
 
 /// A copy slower than this has failed.
 const SLOWEST: u64 = 4 * MIB;
+
+/// Time without a change after which counters are taken to stand still.
+const STILL: Duration = Duration::from_millis(50);
+/// How often that is looked for.
+const SETTLE_LOOKS: usize = 20;
 
 /// An SSD of the size that the options name: in memory, or in a file of the media folder.
 ///
@@ -124,9 +130,9 @@ pub fn compare(
     for (name, buffer) in [("classic", "memory"), ("p2p", peer_memory)] {
         clear(&destination, options.size)?;
         progress.step(&format!("copying, {name}"), None);
-        let before = lab.traffic();
+        let before = settled(lab);
         let seconds = GuestCopy::new(&from, &to, buffer, options).run(lab)?;
-        let traffic = lab.traffic().since(&before);
+        let traffic = settled(lab).since(&before);
         let verified = verify(&destination, options.size, progress)?;
         modes.push(MeasuredMode {
             name: name.to_owned(),
@@ -163,6 +169,21 @@ fn await_scans(lab: &Lab, disks: &[&GuestNvme]) -> Result<(), LabError> {
             .check(&Command::new("sh").args(["-c", &open]))?;
     }
     Ok(())
+}
+
+/// What was counted, once it stands still: counting follows the bytes, and what the guest has seen may be counted a moment
+/// later. A guest that never rests is not waited for.
+fn settled(lab: &Lab) -> Traffic {
+    let mut counted = lab.traffic();
+    for _ in 0..SETTLE_LOOKS {
+        std::thread::sleep(STILL);
+        let now = lab.traffic();
+        if now == counted {
+            break;
+        }
+        counted = now;
+    }
+    counted
 }
 
 /// One run of the guest's p2pcopy.
