@@ -10,6 +10,7 @@ mod command_line;
 mod counters;
 mod disks;
 mod example;
+mod examples;
 mod faults;
 mod faults_on_demand;
 mod file_systems;

@@ -20,7 +20,7 @@ pub(super) struct RunArgs {
     /// Bytes moved by one read and one write [default: 1MiB]
     #[arg(long, value_parser = size)]
     chunk: Option<u64>,
-    /// Threads that copy [default: 1]
+    /// Threads that copy [default: 2]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
     threads: Option<u32>,
     /// Chunks that each thread has in flight [default: 4]

@@ -159,7 +159,7 @@ impl fmt::Display for CopyReport {
         }
         match &self.talk {
             Some(talk) => writeln!(f, "{talk}"),
-            None => Ok(()),
+            None => writeln!(f, "The talk, of 2017, printed no figures for this copy."),
         }
     }
 }

@@ -134,7 +134,6 @@ fn report(
         1.0,
         upstream,
     );
-    let limit = TALK_UPSTREAM * options.size as f64 / (8 * GIB) as f64;
     report.targets = vec![
         Target::at_least(
             format!("at least {TALK:.0} MB/s, as the talk's hardware"),
@@ -146,14 +145,14 @@ fn report(
             SHARE,
             guest / host,
         ),
-        Target::at_most(
-            format!(
-                "at most {:.2} MB of payload at the upstream port, 15 MB for 8 GiB",
-                limit / 1e6
-            ),
-            limit / 1e6,
-            usp / 1e6,
-        ),
+        upstream_target(options.size, usp),
     ];
     report
+}
+
+/// `bytes` of payload at the upstream port are enough for the talk's share of `size` bytes copied.
+pub(super) fn upstream_target(size: u64, bytes: f64) -> Target {
+    let limit = TALK_UPSTREAM * size as f64 / (8 * GIB) as f64 / 1e6;
+    let text = format!("at most {limit:.2} MB of payload at the upstream port, 15 MB for 8 GiB");
+    Target::at_most(text, limit, bytes / 1e6)
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use p2plab_images::Progress;
+use p2plab_pcie::Traffic;
 use serde::Deserialize;
 
 use super::ScenarioOptions;
@@ -40,6 +41,11 @@ struct CopyResult {
 
 /// A copy slower than this has failed.
 const SLOWEST: u64 = 4 * MIB;
+
+/// Time without a change after which counters are taken to stand still.
+const STILL: Duration = Duration::from_millis(50);
+/// How often that is looked for.
+const SETTLE_LOOKS: usize = 20;
 
 /// An SSD of the size that the options name: in memory, or in a file of the media folder.
 ///
@@ -119,13 +125,14 @@ pub fn compare(
     let to = guest.nvme(job.destination)?;
     let peer_memory = &peer_memory(lab, job.buffer)?;
     prefer_sgls(lab)?;
+    await_scans(lab, &[&from, &to])?;
     let mut modes = Vec::new();
     for (name, buffer) in [("classic", "memory"), ("p2p", peer_memory)] {
         clear(&destination, options.size)?;
         progress.step(&format!("copying, {name}"), None);
-        let before = lab.traffic();
+        let before = settled(lab);
         let seconds = GuestCopy::new(&from, &to, buffer, options).run(lab)?;
-        let traffic = lab.traffic().since(&before);
+        let traffic = settled(lab).since(&before);
         let verified = verify(&destination, options.size, progress)?;
         modes.push(MeasuredMode {
             name: name.to_owned(),
@@ -152,6 +159,31 @@ pub(super) fn prefer_sgls(lab: &Lab) -> Result<(), LabError> {
     let set = "p=/sys/module/nvme/parameters/sgl_threshold; [ ! -e $p ] || echo 4096 > $p";
     lab.agent()?.check(&Command::new("sh").args(["-c", set]))?;
     Ok(())
+}
+
+/// Opens the disks: that waits for the end of their partition scans, whose reads would be counted.
+fn await_scans(lab: &Lab, disks: &[&GuestNvme]) -> Result<(), LabError> {
+    for disk in disks {
+        let open = format!(": < {}", disk.block_device);
+        lab.agent()?
+            .check(&Command::new("sh").args(["-c", &open]))?;
+    }
+    Ok(())
+}
+
+/// What was counted, once it stands still: counting follows the bytes, and what the guest has seen may be counted a moment
+/// later. A guest that never rests is not waited for.
+fn settled(lab: &Lab) -> Traffic {
+    let mut counted = lab.traffic();
+    for _ in 0..SETTLE_LOOKS {
+        std::thread::sleep(STILL);
+        let now = lab.traffic();
+        if now == counted {
+            break;
+        }
+        counted = now;
+    }
+    counted
 }
 
 /// One run of the guest's p2pcopy.

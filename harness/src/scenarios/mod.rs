@@ -1,6 +1,7 @@
 //! The scenarios that `p2plab run` knows: the examples of the talk, each one command, and benchmarks.
 
 pub mod bench_chunks;
+pub mod bench_examples;
 pub mod bench_io;
 pub mod bench_p2p;
 pub mod bench_qemu_nvme;
@@ -131,7 +132,7 @@ pub struct Scenario {
 type Run = fn(&ScenarioOptions, &mut dyn Progress) -> Result<Box<dyn Report>, LabError>;
 
 /// All scenarios.
-pub const SCENARIOS: [Scenario; 8] = [
+pub const SCENARIOS: [Scenario; 9] = [
     Scenario {
         name: nvram_copy::NAME,
         summary: "copy between two NVMe SSDs, through host memory and through an NVRAM card (example 1 of the talk)",
@@ -149,6 +150,12 @@ pub const SCENARIOS: [Scenario; 8] = [
         summary: "copy between two NVMe SSDs, through host memory and through a PMR, with the patched nvme driver",
         fixed: &[],
         run: |options, progress| Ok(Box::new(nvme_pmr_copy::run(options, progress)?)),
+    },
+    Scenario {
+        name: bench_examples::NAME,
+        summary: "benchmark: the three copies side by side, beside what the talk's hardware had",
+        fixed: &["buffer"],
+        run: |options, progress| Ok(Box::new(bench_examples::run(options, progress)?)),
     },
     Scenario {
         name: bench_qemu_nvme::NAME,

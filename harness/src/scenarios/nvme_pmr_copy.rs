@@ -29,7 +29,7 @@ pub fn run(options: &ScenarioOptions, progress: &mut dyn Progress) -> Result<Cop
         source: "ssd0",
         destination: "ssd1",
         buffer,
-        // It copied through CMBs only.
+        // NVMe has had the PMR since 1.4, of 2019.
         talk: None,
     };
     copy::run(topology(NAME, options)?, &job, options, progress)
