@@ -36,6 +36,7 @@ mod refusal;
 mod serve;
 mod shell;
 mod ssd_options;
+mod surprise;
 mod system_image;
 mod tools_fio;
 mod tools_nvme_cli;
