@@ -27,6 +27,8 @@ mod p2pmem_fio;
 mod p2pmem_nvram;
 mod p2pmem_pmr;
 mod p2pmem_removal;
+mod p2pmem_stress;
+mod p2pmem_surprise;
 mod patience;
 mod pmr;
 mod pmr_kernel;
