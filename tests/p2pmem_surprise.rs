@@ -14,10 +14,10 @@ fn topology() -> TopologyBuilder {
         .nvme("ssd1", "sw0.3", user())
 }
 
-/// An NVRAM card, whose driver is p2pmem.
+/// An NVRAM card, whose driver is p2pmem. Its memory is not mapped for the CPU as the SSDs' is: each access is a message.
 #[test]
 fn a_card_is_pulled_out_while_in_use() {
-    let card = topology().nvram("nv0", "sw0.0", Nvram::memory(SIZE).mapped());
+    let card = topology().nvram("nv0", "sw0.0", Nvram::memory(SIZE));
     let lab = start("p2pmem_a_card_is_pulled_out", card, &["ssd1"]);
     pulled_out(lab, "nv0", NVRAM_BAR);
 }
