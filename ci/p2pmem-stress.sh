@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Peer memory comes and goes, at length: binds, maps, copies, exports, and takes the device away in the middle of it,
-# again and again in one guest, and holds that no page of its memory is lost and that the kernel has not complained.
-# `cargo test` does the same with 20 rounds. `ci/p2pmem-stress.sh [ROUNDS]`; 1000 by default, about a second each.
+# Peer memory comes and goes, at length: in each round it is bound, mapped, copied through, exported and held, its device
+# is pulled out in the middle of that (an NVRAM card, an SSD with a CMB, one with a PMR, in turn) and plugged in again, and
+# in every other round another device is unbound or removed at the same time. Holds that no page is lost, that the kernel
+# has not complained, and that the counters keep their laws. `cargo test` does the same with 20 rounds.
+# `ci/p2pmem-stress.sh [ROUNDS]`; 1000 by default, in one guest, a good second each.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,4 +17,4 @@ esac
 
 export P2PLAB_P2PMEM_ROUNDS=$rounds
 exec cargo test --locked --quiet -p p2plab-tests --test scenarios -- \
-    --exact p2pmem_removal::comes_and_goes_under_load --nocapture
+    --exact p2pmem_stress::comes_and_goes_under_load --nocapture

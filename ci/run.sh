@@ -2,7 +2,7 @@
 # The pipeline: what CI runs, anywhere. Format, lints, documentation, tests (VM scenarios among them).
 # `ci/run.sh STEP...` runs only those steps: format clippy docs test.
 # Long runs are no part of it: `ci/durability.sh` kills a process that writes hundreds of times, `ci/fuzz.sh` fuzzes the
-# NVMe controller, `ci/p2pmem-stress.sh` takes peer memory away from its users a thousand times.
+# NVMe controller, `ci/p2pmem-stress.sh` pulls devices out under users of their memory a thousand times.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -8,6 +8,7 @@ use p2plab_tests::{TestLab, two_ssds};
 
 use crate::disks::{assert_pattern, bytes_written, devices, medium};
 use crate::patience::until;
+use crate::surprise::unsafe_shutdowns;
 
 /// A restored guest reboots: both SSDs are bound again, with their data.
 #[test]
@@ -90,6 +91,7 @@ fn qemu_is_killed_during_io_and_started_again() {
 }
 
 /// An endpoint is unplugged in order and its server stopped; guest and the other SSD go on, over a reboot too.
+/// Plugged in again, it says that it was shut down in order.
 ///
 /// With INTx: QEMU 11.1.3 aborts when it lets go of a vfio-user device with MSI-X, before it says
 /// DEVICE_DELETED (`memory_region_del_subregion: Assertion subregion->container == mr`). The lab refuses that.
@@ -127,6 +129,9 @@ fn an_endpoint_is_detached_under_a_running_guest() {
             .unwrap();
         lab.reboot().unwrap();
     }
+    lab.attach("ssd0").unwrap();
+    lab.guest().unwrap().nvme("ssd0").unwrap();
+    assert_eq!(unsafe_shutdowns(&lab, "ssd0"), 0, "the driver was asked");
     lab.finish();
 }
 

@@ -1,7 +1,9 @@
 //! Guests with the p2pmem driver.
 
-use p2plab::lab::{Guest, LabError};
-use p2plab::topology::TopologyBuilder;
+use std::time::Duration;
+
+use p2plab::lab::{Guest, GuestNvme, LabError};
+use p2plab::topology::{GIB, NamespaceOptions, Nvme, TopologyBuilder};
 
 use crate::TestLab;
 
@@ -9,6 +11,34 @@ use crate::TestLab;
 pub const LOAD_P2PMEM: &str = "insmod /lib/modules/$(uname -r)/extra/p2pmem.ko";
 /// Loads the importer of dma-bufs.
 pub const LOAD_IMPORTER: &str = "insmod /lib/modules/$(uname -r)/extra/dmabuf_importer.ko";
+/// BAR of an SSD's Controller Memory Buffer, and of an NVRAM card's memory.
+pub const CMB_BAR: u8 = 4;
+/// See [`CMB_BAR`].
+pub const NVRAM_BAR: u8 = 4;
+/// BAR of an SSD's Persistent Memory Region.
+pub const PMR_BAR: u8 = 2;
+
+/// Ways of taking a device away without touching it, and back, for [`Memory::sh`].
+pub const AWAY: [(&str, &str); 2] = [
+    ("echo OWNER > DRIVER/unbind", "echo OWNER > DRIVER/bind"),
+    (
+        "echo 1 > /sys/bus/pci/devices/OWNER/remove",
+        "echo 1 > /sys/bus/pci/rescan",
+    ),
+];
+/// What the kernel says of a transfer whose buffer was pulled out: Data Transfer Error, and what that means to the block
+/// layer.
+pub const GONE: [&str; 4] = [
+    "I/O Error (sct 0x0 / sc 0x4)",
+    "I/O error, dev nvme",
+    // There would be more of the same.
+    "nvme_log_error: ",
+    "blk_print_req_error: ",
+];
+/// What the kernel says of modules that are not its own.
+const LOADING: [&str; 2] = ["loading out-of-tree module", "module verification failed"];
+/// Until a device of the guest is back, or has been let go of.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts the lab of `topology` with the driver and the importer of dma-bufs in the guest, waits until its SSDs `ssds`
 /// are bound, and empties the kernel's log.
@@ -48,7 +78,11 @@ pub fn node(guest: &Guest<'_>, name: &str, bar: u8) -> Result<String, LabError> 
 /// # Errors
 /// The agent's.
 pub fn complaints(guest: &Guest<'_>, expected: &[&str]) -> Result<Vec<String>, LabError> {
-    let log = guest.sh("dmesg -r")?;
+    Ok(complaints_in(&guest.sh("dmesg -r")?, expected))
+}
+
+/// As [`complaints`], in a log that `dmesg -r` gave.
+pub fn complaints_in(log: &str, expected: &[&str]) -> Vec<String> {
     // `<N>` before the time: facility and level; 4 is a warning.
     let level = |line: &str| {
         let (number, _) = line.strip_prefix('<')?.split_once('>')?;
@@ -58,5 +92,182 @@ pub fn complaints(guest: &Guest<'_>, expected: &[&str]) -> Result<Vec<String>, L
         .lines()
         .filter(|line| level(line).is_some_and(|level| level <= 4))
         .filter(|line| !expected.iter().any(|word| line.contains(word)));
-    Ok(lines.map(str::to_owned).collect())
+    lines.map(str::to_owned).collect()
+}
+
+/// The kernel has not complained but about our modules, which are not its own, and what has one of `expected` in it.
+///
+/// # Panics
+/// Where it has.
+pub fn assert_quiet(lab: &TestLab, expected: &[&str]) {
+    let expected = [expected, &LOADING].concat();
+    let complaints = lab.guest().and_then(|guest| complaints(&guest, &expected));
+    match complaints {
+        Ok(lines) => assert_eq!(lines, Vec::<String>::new()),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// SSD `ssd1`, which uses memory of others: 256 MiB that keep what they get, and a namespace without an end that does not.
+pub fn user() -> Nvme {
+    Nvme::memory(GIB / 4).namespace(NamespaceOptions::null(1024 * GIB))
+}
+
+/// The disk that is namespace `nsid` of `ssd`. The kernel looks for namespaces in parallel, and numbers disks as it finds
+/// them.
+fn namespace(guest: &Guest<'_>, ssd: &GuestNvme, nsid: u32) -> Result<String, LabError> {
+    let disks = format!("/sys/class/block/{}n*/nsid", ssd.controller);
+    let found = guest.sh(&format!(
+        "until grep -lx {nsid} {disks}; do usleep 10000; done"
+    ))?;
+    let disk = found.trim().rsplit('/').nth(1).unwrap_or_default();
+    Ok(format!("/dev/{disk}"))
+}
+
+/// Memory of an endpoint, and SSD `ssd1` ([`user`]) that uses it. Its methods panic where something is not as it should be.
+pub struct Memory {
+    /// The endpoint.
+    pub name: String,
+    size: u64,
+    /// The driver that has published it.
+    driver: &'static str,
+    /// PCI address of the endpoint.
+    owner: String,
+    node: String,
+    /// PCI address of the SSD, and its disk.
+    peer: String,
+    disk: String,
+    /// The disk that keeps nothing.
+    endless: String,
+}
+
+impl Memory {
+    /// The `size` bytes in `bar` of endpoint `name`.
+    ///
+    /// # Panics
+    /// Where the guest does not find it, or `ssd1`.
+    pub fn of(lab: &TestLab, name: &str, bar: u8, size: u64) -> Self {
+        let find = || -> Result<Self, LabError> {
+            let guest = lab.guest()?;
+            let peer = guest.nvme("ssd1")?;
+            let is_card = lab.devices().device(name)?.nvram().is_some();
+            Ok(Self {
+                name: name.to_owned(),
+                size,
+                driver: if is_card { "p2pmem" } else { "nvme" },
+                owner: guest.pci_address(name)?,
+                node: node(&guest, name, bar)?,
+                disk: namespace(&guest, &peer, 1)?,
+                endless: namespace(&guest, &peer, 2)?,
+                peer: peer.address,
+            })
+        };
+        find().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Runs a line of shell, which must succeed, with `OWNER` and `PEER` (PCI addresses), `DRIVER` (its folder), `DISK` and
+    /// `ENDLESS` (of `ssd1`), `MEMORY` (the node) and `NAME` (of the endpoint) in it.
+    ///
+    /// # Panics
+    /// Where it does not.
+    pub fn sh(&self, lab: &TestLab, line: &str) -> String {
+        let line = line
+            .replace("OWNER", &self.owner)
+            .replace("PEER", &self.peer)
+            .replace("DRIVER", &format!("/sys/bus/pci/drivers/{}", self.driver))
+            .replace("DISK", &self.disk)
+            .replace("ENDLESS", &self.endless)
+            .replace("MEMORY", &self.node)
+            .replace("NAME", &self.name);
+        let output = lab
+            .guest()
+            .and_then(|guest| guest.sh_within(&line, PATIENCE));
+        output.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Holds memory in all ways at once, a dma-buf that the peer has mapped among them.
+    pub fn hold(&self, lab: &TestLab) {
+        self.sh(
+            lab,
+            "p2pmemtest hold MEMORY DISK PEER > /tmp/held-NAME 2>&1 & echo $! > /tmp/holder-NAME; \
+             until grep -q ready /tmp/held-NAME; do kill -0 $(cat /tmp/holder-NAME) && usleep 10000; done",
+        );
+    }
+
+    /// Waits for what held memory, which must have found all as it should be.
+    ///
+    /// # Panics
+    /// Where it has not.
+    pub fn released(&self, lab: &TestLab) {
+        let text = self.sh(
+            lab,
+            "while kill -0 $(cat /tmp/holder-NAME) 2> /dev/null; do usleep 10000; done; cat /tmp/held-NAME",
+        );
+        assert!(text.contains("5 passed, 0 failed"), "{text}");
+    }
+
+    /// Copies through the memory until it is gone. Returns when transfers are under way.
+    pub fn copy(&self, lab: &TestLab) {
+        self.sh(
+            lab,
+            "p2pcopy --size 256GiB --chunk 256KiB --depth 4 --threads 2 --buffer MEMORY ENDLESS ENDLESS \
+             --destination-offset 512GiB > /tmp/copy-NAME 2>&1 & echo $! > /tmp/copier-NAME; \
+             while grep -q '^ *0 *0$' /sys/class/block/$(basename ENDLESS)/inflight; do kill -0 $(cat /tmp/copier-NAME) || break; done",
+        );
+    }
+
+    /// Waits for the end of the copy, which must be an error that tells of it, and copies on the disk without it.
+    ///
+    /// # Panics
+    /// Where it is not.
+    pub fn copy_failed(&self, lab: &TestLab) {
+        let said = self.sh(
+            lab,
+            "while kill -0 $(cat /tmp/copier-NAME) 2> /dev/null; do usleep 10000; done; tail -n 1 /tmp/copy-NAME; \
+             p2pcopy --check --size 1MiB DISK DISK --destination-offset 8MiB > /dev/null",
+        );
+        let possible = [
+            "Bad address",
+            "No such device",
+            "No such file",
+            "Input/output error",
+        ];
+        assert!(possible.iter().any(|why| said.contains(why)), "{said}");
+    }
+
+    /// Waits until the memory is there, all of it free, and a copy passes through it.
+    ///
+    /// # Panics
+    /// Where it is not, or does not.
+    pub fn back(&self, lab: &TestLab) {
+        self.is_free(lab);
+        self.sh(
+            lab,
+            "p2pcopy --check --size 1MiB --chunk 256KiB --depth 2 --buffer MEMORY DISK DISK --destination-offset 8MiB",
+        );
+    }
+
+    /// Waits until the memory is there, all of it free.
+    ///
+    /// # Panics
+    /// Where it is not.
+    pub fn is_free(&self, lab: &TestLab) {
+        let info = self.sh(
+            lab,
+            "until [ -e MEMORY ]; do usleep 10000; done; p2pmemtest info MEMORY",
+        );
+        let size = self.size;
+        assert!(
+            info.contains(&format!("size {size} free {size}\n")),
+            "{info}"
+        );
+    }
+
+    /// The memory is gone.
+    ///
+    /// # Panics
+    /// Where it is not.
+    pub fn gone(&self, lab: &TestLab) {
+        self.sh(lab, "[ ! -e MEMORY ]");
+    }
 }

@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
@@ -15,6 +16,8 @@ pub struct HostShare {
     _lock: File,
 }
 
+/// Until the locks are looked at again: they cannot be waited for together.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Memory that a lab of the tests takes.
 const LAB_MEMORY_MIB: u64 = 2048;
 
@@ -30,25 +33,15 @@ impl HostShare {
         }
         let shares = shares();
         let files: Vec<File> = (0..shares).map(|share| open(&directory, share)).collect();
-        for file in &files {
-            if rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                return Self { _lock: again(file) };
+        // Whichever is free first: who queued up for one of them would wait for a long run that has it.
+        loop {
+            for file in &files {
+                if rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                    return Self { _lock: again(file) };
+                }
             }
+            std::thread::sleep(LOOK_AGAIN);
         }
-        // All are taken: queue up for one of them, spread by process and thread so that not all want the first.
-        let mut hasher = std::hash::DefaultHasher::new();
-        std::hash::Hash::hash(
-            &(std::process::id(), std::thread::current().id()),
-            &mut hasher,
-        );
-        let choice = (std::hash::Hasher::finish(&hasher) % shares) as usize;
-        let Some(file) = files.get(choice) else {
-            panic!("no share {choice} of {shares}")
-        };
-        if let Err(error) = rustix::fs::flock(file, FlockOperation::LockExclusive) {
-            panic!("waiting for a share of the host: {error}");
-        }
-        Self { _lock: again(file) }
     }
 }
 

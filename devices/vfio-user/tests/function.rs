@@ -174,3 +174,42 @@ fn identity_and_registers_are_the_endpoints() {
     assert_eq!(client.get_irq_info(0).unwrap().count, 0);
     assert_eq!(client.get_irq_info(2).unwrap().count, 4);
 }
+
+/// Unplugged from the fabric while its server goes on, as in a surprise removal: the client finds an empty slot, its
+/// memory is left alone, and it may still map and unmap until it has noticed.
+#[test]
+fn an_unplugged_function_is_an_empty_slot() {
+    let (fabric, toy, _function, server) = served();
+    let mut client = Client::new(server.path().unwrap()).unwrap();
+    let ram = rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+    let ram = std::fs::File::from(ram);
+    ram.set_len(0x4000).unwrap();
+    client.dma_map(0, 0, 0x4000, ram.as_raw_fd()).unwrap();
+    client.region_write(7, 4, &[6, 0]).unwrap();
+    let port = toy.port.lock().unwrap().clone().unwrap();
+    port.write(0x1000, &[1]).unwrap();
+
+    fabric.unplug("toy").unwrap();
+    assert!(port.write(0x1000, &[2]).is_err());
+    let mut byte = [0];
+    ram.read_exact_at(&mut byte, 0x1000).unwrap();
+    assert_eq!(byte, [1]);
+    client.region_write(7, 4, &[6, 0]).unwrap();
+    client.region_write(0, 0, &2u32.to_le_bytes()).unwrap();
+    for region in [0, 7] {
+        let mut data = [0; 4];
+        client.region_read(region, 0, &mut data).unwrap();
+        assert_eq!(data, [0xff; 4], "region {region}");
+    }
+    client.dma_unmap(0, 0x4000).unwrap();
+    client.dma_map(0, 0, 0x4000, ram.as_raw_fd()).unwrap();
+    assert!(port.write(0x1000, &[3]).is_err());
+    ram.read_exact_at(&mut byte, 0x1000).unwrap();
+    assert_eq!(byte, [1]);
+    drop(client);
+    server
+        .wait_disconnected(Instant::now() + Duration::from_secs(10))
+        .unwrap();
+    let resets = toy.resets.lock().unwrap();
+    assert_eq!(*resets, [ResetKind::ConnectionLost], "once");
+}

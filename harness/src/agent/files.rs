@@ -105,9 +105,21 @@ impl AgentClient {
         guest_path: &str,
         deadline: Duration,
     ) -> Result<(), AgentError> {
+        self.write_at(bytes, guest_path, 0, deadline)
+    }
+
+    /// Writes a few bytes to a file of the guest that exists, at `offset` and in one piece: registers in a function's
+    /// configuration space, say.
+    pub fn write_at(
+        &self,
+        bytes: &[u8],
+        guest_path: &str,
+        offset: u64,
+        deadline: Duration,
+    ) -> Result<(), AgentError> {
         let request = Request::Write {
             path: guest_path.to_owned(),
-            offset: 0,
+            offset,
             data: Bytes(bytes.to_vec()),
             create: None,
         };

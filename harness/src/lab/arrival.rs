@@ -108,7 +108,7 @@ fn look_for_nvme(agent: &AgentClient, slot: &Slot) -> Result<Option<GuestNvme>, 
 }
 
 /// Looks until something is there.
-fn look_until<T>(
+pub(super) fn look_until<T>(
     until: Instant,
     what: &str,
     mut look: impl FnMut() -> Result<Option<T>, LabError>,
@@ -131,7 +131,7 @@ fn look_until<T>(
 }
 
 /// What the guest refuses is what is not there, or not there yet.
-fn found<T>(result: Result<T, AgentError>) -> Result<Option<T>, LabError> {
+pub(super) fn found<T>(result: Result<T, AgentError>) -> Result<Option<T>, LabError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(AgentError::Guest { .. }) => Ok(None),
@@ -139,7 +139,7 @@ fn found<T>(result: Result<T, AgentError>) -> Result<Option<T>, LabError> {
     }
 }
 
-fn read(agent: &AgentClient, path: &str) -> Result<Option<String>, LabError> {
+pub(super) fn read(agent: &AgentClient, path: &str) -> Result<Option<String>, LabError> {
     let bytes = found(agent.get(path, LONGEST, wait::AGENT_COMMAND))?;
     Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
 }

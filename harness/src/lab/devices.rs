@@ -12,7 +12,7 @@ use p2plab_pcie::{
 use p2plab_vfio_user::{Server, SocketAddress};
 
 use super::LabError;
-use crate::shape::{self, MachineShape, PortShape};
+use crate::shape::{self, MachineShape, PortShape, Slot};
 use crate::topology::{
     self, DeviceOptions, EndpointOptions, NamespaceOptions, NvmeOptions, NvramOptions, Topology,
 };
@@ -21,6 +21,8 @@ use crate::topology::{
 pub struct Devices {
     fabric: Arc<Fabric>,
     devices: Vec<Device>,
+    /// What was taken out, to be plugged in again.
+    removed: Vec<Removed>,
     shape: MachineShape,
     /// Whether SSDs offer shadow doorbells.
     shadow_doorbells: bool,
@@ -36,10 +38,28 @@ pub struct Device {
     server: Option<Server>,
 }
 
+/// An endpoint in no slot.
+struct Removed {
+    name: String,
+    /// The port that it was, and belongs, below.
+    port: String,
+    model: Model,
+}
+
 /// The device models that a lab knows.
+#[derive(Clone)]
 enum Model {
     Nvme(Arc<NvmeController>),
     Nvram(Arc<NvramCard>),
+}
+
+impl Model {
+    fn endpoint(&self) -> Arc<dyn Endpoint> {
+        match self {
+            Self::Nvme(controller) => controller.clone(),
+            Self::Nvram(card) => card.clone(),
+        }
+    }
 }
 
 impl Devices {
@@ -55,6 +75,7 @@ impl Devices {
         let mut devices = Self {
             fabric: build_fabric(&shape)?,
             devices: Vec::new(),
+            removed: Vec::new(),
             shape,
             shadow_doorbells: !topology
                 .endpoints
@@ -68,30 +89,39 @@ impl Devices {
                 }
                 None => SocketAddress::Unlinked,
             };
-            devices.plug(endpoint, address)?;
+            let model = devices.model(endpoint)?;
+            devices.plug(&endpoint.name, &endpoint.port, model, address)?;
         }
         Ok(devices)
     }
 
-    fn plug(&mut self, options: &EndpointOptions, address: SocketAddress) -> Result<(), LabError> {
-        let (model, endpoint): (Model, Arc<dyn Endpoint>) = match &options.device {
+    fn model(&self, options: &EndpointOptions) -> Result<Model, LabError> {
+        match &options.device {
             DeviceOptions::Nvme(nvme) => {
                 let mut config = nvme_config(&options.name, nvme);
                 config.shadow_doorbells = self.shadow_doorbells;
-                let controller = Arc::new(NvmeController::new(config)?);
-                (Model::Nvme(controller.clone()), controller)
+                Ok(Model::Nvme(Arc::new(NvmeController::new(config)?)))
             }
             DeviceOptions::Nvram(nvram) => {
-                let card = Arc::new(NvramCard::new(nvram_config(&options.name, nvram))?);
-                (Model::Nvram(card.clone()), card)
+                let card = NvramCard::new(nvram_config(&options.name, nvram))?;
+                Ok(Model::Nvram(Arc::new(card)))
             }
-        };
-        let function = self.fabric.plug(&options.port, &options.name, endpoint)?;
+        }
+    }
+
+    fn plug(
+        &mut self,
+        name: &str,
+        port: &str,
+        model: Model,
+        address: SocketAddress,
+    ) -> Result<(), LabError> {
+        let function = self.fabric.plug(port, name, model.endpoint())?;
         let server = Server::bind(address, function.clone())?;
         let socket = server.path().map(Path::to_owned).unwrap_or_default();
         self.devices.push(Device {
-            name: options.name.clone(),
-            port: options.port.clone(),
+            name: name.to_owned(),
+            port: port.to_owned(),
             function,
             model,
             socket,
@@ -175,6 +205,16 @@ impl Devices {
         Ok(())
     }
 
+    /// Takes the link of endpoint `name` down, as a card's that is pulled out: it does no more DMA, and its server answers
+    /// as an empty slot does. QEMU, which does not know, is to be told.
+    ///
+    /// # Errors
+    /// [`LabError::UnknownEndpoint`].
+    pub(super) fn link_down(&self, name: &str) -> Result<(), LabError> {
+        self.device(name)?;
+        Ok(self.fabric.unplug(name)?)
+    }
+
     /// Stops the server of endpoint `name` and unplugs it from the fabric. A QEMU that still has the device
     /// does not survive this: unplug it there first.
     ///
@@ -186,8 +226,44 @@ impl Devices {
             .into_iter()
             .partition::<Vec<_>, _>(|device| device.name == name);
         self.devices = kept;
+        self.removed.extend(removed.iter().map(Device::removed));
+        // Ends the server.
         drop(removed);
-        self.fabric.unplug(name)?;
+        if self.fabric.find(name).is_some() {
+            self.fabric.unplug(name)?;
+        }
+        Ok(())
+    }
+
+    /// The slot that endpoint `name`, which was taken out, belongs into.
+    ///
+    /// # Errors
+    /// [`LabError::UnknownEndpoint`], or [`LabError::BadOption`] for one that is plugged in.
+    pub(super) fn slot_of_removed(&self, name: &str) -> Result<Slot, LabError> {
+        if self.device(name).is_ok() {
+            return Err(LabError::BadOption(format!(
+                "endpoint {name} is plugged in; detach or remove it before it is attached again"
+            )));
+        }
+        let removed = self.removed.iter().find(|removed| removed.name == name);
+        let slot = removed.and_then(|removed| self.shape.slot(&removed.port));
+        slot.ok_or_else(|| LabError::UnknownEndpoint {
+            name: name.to_owned(),
+            names: self.removed.iter().map(|r| r.name.clone()).collect(),
+        })
+    }
+
+    /// Plugs endpoint `name`, which was taken out, into the fabric again, and serves it.
+    ///
+    /// # Errors
+    /// As [`slot_of_removed`](Self::slot_of_removed), or what the host refuses.
+    pub(super) fn plug_again(&mut self, name: &str) -> Result<(), LabError> {
+        let slot = self.slot_of_removed(name)?;
+        let removed = self.removed.iter().find(|removed| removed.name == name);
+        if let Some(model) = removed.map(|removed| removed.model.clone()) {
+            self.plug(name, &slot.port, model, SocketAddress::Unlinked)?;
+            self.removed.retain(|removed| removed.name != name);
+        }
         Ok(())
     }
 }
@@ -240,6 +316,14 @@ impl Device {
     /// QEMU's id for it.
     pub fn qemu_id(&self) -> String {
         shape::endpoint_id(&self.name)
+    }
+
+    fn removed(&self) -> Removed {
+        Removed {
+            name: self.name.clone(),
+            port: self.port.clone(),
+            model: self.model.clone(),
+        }
     }
 
     /// Waits until no client is connected and the function was reset after the last one.
@@ -402,5 +486,28 @@ mod tests {
                 card.is_some()
             );
         }
+    }
+
+    /// The same one, with its medium, on a socket of its own.
+    #[test]
+    fn what_was_taken_out_is_plugged_in_again() {
+        let topology = Topology::builder("t")
+            .root_port("rp0")
+            .nvram("nv0", "rp0", Nvram::memory(64 * MIB))
+            .build()
+            .unwrap();
+        let mut devices = Devices::start(&topology, None).unwrap();
+        let card = devices.device("nv0").unwrap().nvram().unwrap().clone();
+        assert!(devices.slot_of_removed("nv0").is_err(), "it is plugged in");
+        devices.link_down("nv0").unwrap();
+        devices.remove("nv0").unwrap();
+        assert!(devices.device("nv0").is_err());
+        assert!(devices.plug_again("nv1").is_err());
+        assert_eq!(devices.slot_of_removed("nv0").unwrap().port, "rp0");
+        devices.plug_again("nv0").unwrap();
+        let device = devices.device("nv0").unwrap();
+        assert!(Arc::ptr_eq(device.nvram().unwrap(), &card));
+        assert!(device.socket().exists());
+        assert!(devices.plug_again("nv0").is_err(), "only once");
     }
 }

@@ -146,7 +146,7 @@ impl Guest<'_> {
         Ok(format!("{}.0", text.trim()))
     }
 
-    fn slot(&self, name: &str) -> Result<&Slot, LabError> {
+    pub(super) fn slot(&self, name: &str) -> Result<&Slot, LabError> {
         self.slots
             .iter()
             .find(|(endpoint, _)| endpoint == name)

@@ -26,6 +26,8 @@ pub mod device_log;
 mod devices;
 mod error;
 mod guest;
+mod guest_port;
+mod hotplug;
 mod machine;
 mod memory;
 mod own_modules;
@@ -48,7 +50,6 @@ pub use phases::Phase;
 
 use crate::agent::AgentClient;
 use crate::qemu::Qemu;
-use crate::qemu::qmp::QmpError;
 use crate::run_directory::{Outcome, RunDirectory};
 use crate::shape::Slot;
 use crate::topology::Topology;
@@ -65,9 +66,6 @@ const DRIVERS: [&str; 1] = ["nvme"];
 const SYSTEM_MODULES: [&str; 3] = ["virtio_blk", "erofs", "overlay"];
 /// What its tools are used with, where the kernel has it.
 const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
-
-/// Until a slot whose power indicator blinks is asked again.
-const SLOT_BUSY: Duration = Duration::from_millis(50);
 
 /// How a lab is started.
 pub struct LabOptions {
@@ -372,31 +370,6 @@ impl Lab {
         self.own_modules.load(self.machine.insert(machine))
     }
 
-    /// Unplugs endpoint `name` from the guest in order, then stops its server and removes it from the fabric.
-    ///
-    /// # Errors
-    /// A guest that does not let go, no such endpoint, or one with MSI-X, whose unplug QEMU does not survive.
-    pub fn detach(&mut self, name: &str) -> Result<(), LabError> {
-        let device = self.devices.device(name)?;
-        // QEMU 11.1.3 (hw/vfio-user) takes the Pending Bit Array's region out of a BAR that its own teardown
-        // has freed before, and aborts on an assertion, whenever a vfio-user device with MSI-X is unplugged.
-        if device.function().msix_vectors() > 0 {
-            return Err(LabError::BadOption(format!(
-                "QEMU aborts when an endpoint with MSI-X is unplugged, so {name} cannot be detached; give it \
-                 interrupts = \"intx\" in the topology"
-            )));
-        }
-        let id = device.qemu_id();
-        let deadline = Deadline::new(format!("the guest to let go of {name}"), wait::HOTPLUG);
-        let machine = self.machine()?;
-        unplug(machine, &id, &deadline).map_err(|e| machine.cause(e.into()))?;
-        self.devices.remove(name)?;
-        self.slots.retain(|(endpoint, _)| endpoint != name);
-        self.device_log
-            .note(&format!("{name} is detached and its server stopped"));
-        Ok(())
-    }
-
     /// Stops the server of endpoint `name` under the running guest, as if its process had died. QEMU goes on
     /// until the next change of its memory map (a reboot is one) and then aborts; the fault says why.
     ///
@@ -515,21 +488,6 @@ pub(crate) fn resolve(
         p2plab_images::resolve(cache, &overrides, progress)
     };
     Ok(artifacts?)
-}
-
-/// Unplugs device `id`. Its slot takes no request while its power indicator blinks, for some seconds after a
-/// hot-add (PCI Express Base 6.0, section 6.7.1.1.2); nothing tells when it stops.
-fn unplug(machine: &Machine, id: &str, deadline: &Deadline) -> Result<(), QmpError> {
-    loop {
-        match machine.qemu.qmp.device_del(id, deadline) {
-            Err(QmpError::Refused { description, .. })
-                if description.contains("blinking") && deadline.check().is_ok() =>
-            {
-                std::thread::sleep(SLOT_BUSY);
-            }
-            other => return other,
-        }
-    }
 }
 
 fn open_device_log(topology: &Topology, run: &RunDirectory) -> Result<Arc<DeviceLog>, LabError> {
