@@ -219,6 +219,10 @@ impl ModuleBuilder {
                 if below.is_dir() {
                     files.extend(sources::read_below(&below, &is_source)?);
                 }
+                for path in patch::changed_elsewhere(&source.patches()?, recipe) {
+                    let bytes = fs::read(driver.join(&path)).unwrap_or_default();
+                    files.insert(path, bytes);
+                }
                 files
             }
             (Kind::Patched(_), ..) => {

@@ -1,7 +1,8 @@
 //! A driver of the kernel's with patches: its source, copied and changed.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::BuildError;
 use super::make::Place;
@@ -21,8 +22,8 @@ pub(super) struct Patched<'a> {
 }
 
 impl Patched<'_> {
-    /// The driver's directory with all patches applied, by `patch` where the build runs; `stage` is an empty directory
-    /// of ours.
+    /// The driver's directory with all patches applied, by `patch` where the build runs, and the headers that they change;
+    /// `stage` is an empty directory of ours.
     pub(super) fn files(&self, stage: &Path, place: &Place) -> Result<Files, ArtifactError> {
         let from = self.source.join(&self.recipe.source);
         if !from.is_dir() {
@@ -41,8 +42,15 @@ impl Patched<'_> {
         for (path, bytes) in read_below(&from, &is_source)? {
             write(&stage.join(&self.recipe.source).join(path), &bytes)?;
         }
+        for path in changed_elsewhere(self.patches, self.recipe) {
+            // A file that is not there is the patch's to make, or patch's to complain of.
+            if let Ok(bytes) = fs::read(self.source.join(&path)) {
+                write(&stage.join(&path), &bytes)?;
+            }
+        }
         for (name, bytes) in self.patches {
-            write(&stage.join(name), bytes)?;
+            let patch = with_known_documentation(bytes, self.source);
+            write(&stage.join(name), &patch)?;
             self.apply(name, stage, place)?;
         }
         read_below(stage, &is_source)
@@ -83,6 +91,41 @@ impl Patched<'_> {
         }
         .into())
     }
+}
+
+/// The files outside of the driver's directory that the patches change: the kernel's headers, and its documentation.
+pub(super) fn changed_elsewhere(patches: &Files, recipe: &Recipe) -> BTreeSet<PathBuf> {
+    let texts = patches.values().map(|bytes| String::from_utf8_lossy(bytes));
+    let changed = texts.flat_map(|text| {
+        let lines = text.lines();
+        let paths = lines.filter_map(|line| line.strip_prefix("+++ b/").map(PathBuf::from));
+        paths.collect::<Vec<_>>()
+    });
+    changed
+        .filter(|path| {
+            path.components()
+                .all(|part| matches!(part, Component::Normal(_)))
+        })
+        .filter(|path| !path.starts_with(&recipe.source))
+        .collect()
+}
+
+/// The patch without its changes to documentation that the source does not have: an older kernel may have it elsewhere, a
+/// user's tree none, and no build needs it.
+fn with_known_documentation(patch: &[u8], source: &Path) -> Vec<u8> {
+    let mut kept = Vec::with_capacity(patch.len());
+    let mut keeps = true;
+    for line in patch.split_inclusive(|byte| *byte == b'\n') {
+        if let Some(names) = line.strip_prefix(b"diff --git a/") {
+            let names = String::from_utf8_lossy(names);
+            let name = names.split(' ').next().unwrap_or_default();
+            keeps = !name.starts_with("Documentation/") || source.join(name).is_file();
+        }
+        if keeps {
+            kept.extend_from_slice(line);
+        }
+    }
+    kept
 }
 
 /// Of what `patch` wrote, which hunks of which files it could not place.
@@ -154,6 +197,51 @@ mod tests {
         let names: Vec<_> = files.keys().collect();
         assert_eq!(names, [Path::new("drivers/x/x.c")]);
         assert_eq!(files[Path::new("drivers/x/x.c")], b"before\ntwo\nafter\n");
+    }
+
+    #[test]
+    fn a_patch_changes_headers_and_documentation_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        for (name, text) in [
+            ("drivers/x/x.c", "before\none\nafter\n"),
+            ("include/linux/x.h", "before\none\nafter\n"),
+            ("include/linux/y.h", ""),
+            ("Documentation/x", "before\none\nafter\n"),
+        ] {
+            write(&tree.join(name), text.as_bytes()).unwrap();
+        }
+        let patch: String = ["drivers/x/x.c", "include/linux/x.h", "Documentation/x"]
+            .map(|name| PATCH.replace("drivers/x/x.c", name))
+            .concat();
+        let patches = Files::from([("0001-change.patch".into(), patch.into_bytes())]);
+        let stage = dir.path().join("stage");
+        fs::create_dir(&stage).unwrap();
+        let patched = Patched {
+            module: "x",
+            recipe: &recipe(),
+            source: &tree,
+            patches: &patches,
+            release: "7.9.0",
+        };
+        let files = patched.files(&stage, &Place::Tree(tree.clone())).unwrap();
+        let names: Vec<_> = files.keys().collect();
+        assert_eq!(
+            names,
+            [Path::new("drivers/x/x.c"), Path::new("include/linux/x.h")]
+        );
+        assert_eq!(
+            files[Path::new("include/linux/x.h")],
+            b"before\ntwo\nafter\n"
+        );
+
+        let git = format!("diff --git a/Documentation/x b/Documentation/x\n{PATCH}");
+        let is_kept =
+            |source: &Path| with_known_documentation(git.as_bytes(), source) == git.as_bytes();
+        assert!(is_kept(&tree) && !is_kept(dir.path()));
+        let outside = PATCH.replace("b/drivers", "b/../drivers");
+        let patches = Files::from([("1.patch".into(), outside.into_bytes())]);
+        assert!(changed_elsewhere(&patches, &recipe()).is_empty());
     }
 
     #[test]
