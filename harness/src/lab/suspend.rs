@@ -5,11 +5,11 @@
 //! wait everything is resumed. Power states of the functions are not part of it: the ports of a lab, which can be
 //! hot-plugged, do not survive them in QEMU 11.1: the kernel finds their slots empty when it resumes.
 //!
-//! The agent's port is a device as well, and Linux 7.3 does not learn that the host's side of it is open when it resumes one in
-//! use. So its driver lets go of it before and takes it again after; what was under way in it is lost, and a new
+//! The agent's port is a device as well, and Linux 7.3 does not learn that the host's side of it is open when it resumes
+//! one in use. So its driver lets go of it before and takes it again after; what was under way in it is lost, and a new
 //! conversation begins. Processes of the guest that run in the background go on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::LabError;
 use super::agent_port::{self, PORT_ID};
@@ -47,7 +47,13 @@ impl Machine {
         let deadline = Deadline::new("the guest to suspend its devices", wait::SHUTDOWN);
         let asleep = (self.qemu.console).wait_for_since(mark, SUSPENDED, &deadline);
         asleep.map_err(|error| LabError::Unexpected(error.to_string()))?;
+        let begun = Instant::now();
         meanwhile();
+        if begun.elapsed() >= ASLEEP {
+            return Err(LabError::BadOption(format!(
+                "what was to be done while the guest is suspended took longer than that, which is {seconds} s"
+            )));
+        }
         let deadline = Deadline::new("the guest to resume", wait::SHUTDOWN);
         events.wait("VSERPORT_CHANGE", &deadline, |data| {
             data["id"] == PORT_ID && data["open"] == true
