@@ -8,14 +8,14 @@ use p2plab::topology::{CmbOptions, GIB, MIB, Nvme, PmrOptions, Topology};
 use p2plab_pcie::TlpKind;
 use p2plab_tests::TestLab;
 
-const PMR: u64 = 64 * MIB;
+pub(crate) const PMR: u64 = 64 * MIB;
 /// PMRCTL.EN.
-const ENABLED: u64 = 1;
+pub(crate) const ENABLED: u64 = 1;
 /// PMRMSC.CMSE.
-const MEMORY_SPACE_ENABLED: u64 = 1 << 1;
+pub(crate) const MEMORY_SPACE_ENABLED: u64 = 1 << 1;
 
 /// Two SSDs below one switch; the nvme driver is the patched one, with these words after its name.
-fn two_ssds(name: &str, first: Nvme, driver: &str) -> Topology {
+pub(crate) fn two_ssds(name: &str, first: Nvme, driver: &str) -> Topology {
     Topology::builder(name)
         .root_port("rp0")
         .switch("sw0", "rp0", 4)
@@ -26,12 +26,12 @@ fn two_ssds(name: &str, first: Nvme, driver: &str) -> Topology {
         .unwrap()
 }
 
-fn disk() -> Nvme {
+pub(crate) fn disk() -> Nvme {
     Nvme::memory(GIB / 4)
 }
 
 /// A register of `ssd0`, as the device has it.
-fn register(lab: &Lab, name: &str) -> u64 {
+pub(crate) fn register(lab: &Lab, name: &str) -> u64 {
     let device = lab.devices().device("ssd0").unwrap();
     let registers = device.function().dump()["endpoint"]["registers"].clone();
     let text = registers[name].as_str().unwrap();
@@ -39,7 +39,7 @@ fn register(lab: &Lab, name: &str) -> u64 {
 }
 
 /// An attribute of the controller, of which the driver makes a number.
-fn attribute(lab: &Lab, ssd: &GuestNvme, name: &str) -> u64 {
+pub(crate) fn attribute(lab: &Lab, ssd: &GuestNvme, name: &str) -> u64 {
     let line = format!("cat /sys/class/nvme/{}/{name}", ssd.controller);
     lab.guest()
         .unwrap()
@@ -51,7 +51,7 @@ fn attribute(lab: &Lab, ssd: &GuestNvme, name: &str) -> u64 {
 }
 
 /// Size of the p2pmem of an SSD, and whether it is published.
-fn p2pmem(lab: &Lab, ssd: &GuestNvme) -> String {
+pub(crate) fn p2pmem(lab: &Lab, ssd: &GuestNvme) -> String {
     let folder = format!("/sys/bus/pci/devices/{}/p2pmem", ssd.address);
     let line = format!("cat {folder}/size {folder}/published");
     lab.guest().unwrap().sh(&line).unwrap().replace('\n', " ")
@@ -59,7 +59,7 @@ fn p2pmem(lab: &Lab, ssd: &GuestNvme) -> String {
 
 /// Copies from `ssd1` to `ssd0` through `ssd0`'s p2pmem and compares; returns what `ssd1` wrote into `ssd0`, and what
 /// crossed the upstream port.
-fn copy(lab: &Lab, arguments: &str) -> (u64, u64) {
+pub(crate) fn copy(lab: &Lab, arguments: &str) -> (u64, u64) {
     let guest = lab.guest().unwrap();
     let (to, from) = (guest.nvme("ssd0").unwrap(), guest.nvme("ssd1").unwrap());
     let buffer = to.p2pmem.unwrap();

@@ -33,7 +33,7 @@ use crate::locks::{lock, read};
 use crate::logs::ErrorLog;
 use crate::namespace::Namespace;
 use crate::namespaces::{MAX_NAMESPACES, Namespaces};
-use crate::pmr::Pmr;
+use crate::pmr::{Pmr, PmrCondition};
 use crate::polling::Polling;
 use crate::queue::{CompletionQueue, SubmissionQueue, Wake};
 use crate::queue_table::QueueTable;
@@ -143,10 +143,13 @@ impl Shared {
         }
     }
 
-    /// The power is gone: what was not flushed is lost. To be called when nothing is in flight.
+    /// The power is gone: what was neither flushed nor confirmed by the PMR's barrier may be lost. To be called when nothing is in flight.
     pub(crate) fn lose_unflushed(&self) {
         if let Some(cache) = &self.write_cache {
             cache.lose(&self.namespaces);
+        }
+        if let Some(pmr) = &self.pmr {
+            pmr.lose_unconfirmed();
         }
     }
 
@@ -390,6 +393,23 @@ impl NvmeController {
     /// The memory of the PMR, if there is one. It answers while the guest has it enabled.
     pub fn pmr(&self) -> Option<&Arc<BarMemory>> {
         self.shared.pmr.as_ref().map(|pmr| &pmr.memory)
+    }
+
+    /// Breaks the PMR, or mends it. What this says of becoming ready holds for the next time that the guest enables it.
+    pub fn set_pmr_condition(&self, condition: PmrCondition) {
+        if let Some(pmr) = &self.shared.pmr {
+            pmr.set_condition(condition);
+        }
+    }
+
+    /// Lets a loss of power take from the PMR what was written since the guest's last barrier (PMRCAP.PMRWBM), from now
+    /// on or no more. By default it keeps all.
+    ///
+    /// # Errors
+    /// The host's, when the region cannot be read.
+    pub fn set_pmr_forgets(&self, forgets: bool) -> std::io::Result<()> {
+        let pmr = self.shared.pmr.as_ref();
+        pmr.map_or(Ok(()), |pmr| pmr.set_forgets(forgets))
     }
 
     /// The file with the blocks of namespace `nsid` (counted from 1), memory-backed or not: for a host that

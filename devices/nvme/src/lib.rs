@@ -110,4 +110,5 @@ pub use config::{
 };
 pub use controller::NvmeController;
 pub use faults::{Fault, FaultEffect, FaultId, Faults};
+pub use pmr::PmrCondition;
 pub use trace::{TRACE_CAPACITY, Trace, TraceDoorbell, TraceEntry, TraceLog, TraceRange};

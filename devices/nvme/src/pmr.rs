@@ -6,14 +6,15 @@
 //! the guest and of QEMU, and the barrier has nothing to wait for.
 
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use p2plab_pcie::{BarDeclaration, BarMemory, DmaRange, Port};
 
 use crate::config::{NvmeError, PmrBacking, PmrConfig};
-use crate::locks::{read, write};
+use crate::locks::{lock, read, write};
 use crate::spec::registers::{PmrCap, PmrEbs, PmrMsc, PmrSts, PmrSwtp, hsts, pmrwbm};
 use crate::window::{Place, Window};
 
@@ -25,6 +26,24 @@ const TIMEOUT_UNIT: Duration = Duration::from_millis(500);
 
 /// Longest time that a PMR may take to be ready: PMRTO has 8 bits.
 const LONGEST: Duration = Duration::from_secs(120);
+
+/// How a region fares, for a test that breaks it: see
+/// [`NvmeController::set_pmr_condition`](crate::NvmeController::set_pmr_condition). The health is what PMRSTS says, and
+/// changes nothing of what the region does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PmrCondition {
+    /// As it should.
+    #[default]
+    Sound,
+    /// Enabled anew, it does not become ready.
+    NeverReady,
+    /// What it held before it was enabled may be lost.
+    RestoreError,
+    /// It takes no writes.
+    ReadOnly,
+    /// Neither reads nor writes can be relied on.
+    Unreliable,
+}
 
 /// The region and the window through which commands address it.
 #[derive(Debug)]
@@ -38,6 +57,9 @@ pub(crate) struct Pmr {
     settled: AtomicBool,
     /// Barriers that failed since it was enabled (PMRSTS.ERR).
     errors: AtomicU8,
+    condition: Mutex<PmrCondition>,
+    /// Where the region forgets, what a loss of power leaves in it.
+    durable: Mutex<Option<Vec<u8>>>,
 }
 
 impl Pmr {
@@ -56,6 +78,8 @@ impl Pmr {
             users: RwLock::default(),
             settled: AtomicBool::new(true),
             errors: AtomicU8::new(0),
+            condition: Mutex::default(),
+            durable: Mutex::default(),
             config,
         };
         pmr.disable();
@@ -97,10 +121,12 @@ impl Pmr {
         } else {
             !self.settled.load(Ordering::SeqCst)
         };
-        let health = if errors == 0 {
-            hsts::NORMAL
-        } else {
-            hsts::UNRELIABLE
+        let health = match *lock(&self.condition) {
+            _ if errors > 0 => hsts::UNRELIABLE,
+            PmrCondition::Sound | PmrCondition::NeverReady => hsts::NORMAL,
+            PmrCondition::RestoreError => hsts::RESTORE_ERROR,
+            PmrCondition::ReadOnly => hsts::READ_ONLY,
+            PmrCondition::Unreliable => hsts::UNRELIABLE,
         };
         PmrSts::new()
             .with_err(errors)
@@ -111,7 +137,36 @@ impl Pmr {
     /// PMRCTL.EN went from 0 to 1.
     pub(crate) fn enable(&self) {
         self.errors.store(0, Ordering::Relaxed);
-        self.memory.open_after(self.config.ready_after);
+        if *lock(&self.condition) != PmrCondition::NeverReady {
+            self.memory.open_after(self.config.ready_after);
+        }
+    }
+
+    pub(crate) fn set_condition(&self, condition: PmrCondition) {
+        *lock(&self.condition) = condition;
+    }
+
+    /// Lets a loss of power take back what no barrier has confirmed from now on, or keep it again.
+    pub(crate) fn set_forgets(&self, forgets: bool) -> io::Result<()> {
+        *lock(&self.durable) = forgets.then(|| self.content()).transpose()?;
+        Ok(())
+    }
+
+    /// All of it, open or not.
+    fn content(&self) -> io::Result<Vec<u8>> {
+        let size = usize::try_from(self.config.size).map_err(io::Error::other)?;
+        let mut content = vec![0; size];
+        self.memory.file().read_exact_at(&mut content, 0)?;
+        Ok(content)
+    }
+
+    /// The power is lost, and nobody is in the region.
+    pub(crate) fn lose_unconfirmed(&self) {
+        if let Some(durable) = &*lock(&self.durable)
+            && let Err(error) = self.memory.file().write_all_at(durable, 0)
+        {
+            tracing::error!(%error, "the PMR keeps what it should forget");
+        }
     }
 
     /// PMRCTL.EN went from 1 to 0. [`settle`](Self::settle) follows, on a thread that may wait.
@@ -137,6 +192,14 @@ impl Pmr {
     /// The write barrier: all that was written before is durable when it returns. What went wrong shows in
     /// PMRSTS.
     pub(crate) fn barrier(&self) {
+        let mut durable = lock(&self.durable);
+        if durable.is_some() {
+            match self.content() {
+                Ok(content) => *durable = Some(content),
+                Err(error) => tracing::error!(%error, "the PMR cannot be read"),
+            }
+        }
+        drop(durable);
         if self.config.backing == PmrBacking::Memory {
             return;
         }
@@ -151,6 +214,9 @@ impl Pmr {
     /// Makes all of it read as zeros, durably.
     pub(crate) fn erase(&self) -> io::Result<()> {
         self.memory.clear()?;
+        if let Some(durable) = &mut *lock(&self.durable) {
+            durable.fill(0);
+        }
         match self.config.backing {
             PmrBacking::Memory => Ok(()),
             PmrBacking::File { .. } => self.memory.sync(),
@@ -244,6 +310,49 @@ mod tests {
         assert_eq!((status.err(), status.hsts()), (2, hsts::UNRELIABLE));
         pmr.enable();
         assert_eq!(pmr.status(true).into_bits(), 0);
+    }
+
+    #[test]
+    fn a_broken_region_says_so_and_mends() {
+        let pmr = Pmr::open("a", PmrConfig::memory(8192)).unwrap();
+        for (condition, health) in [
+            (PmrCondition::RestoreError, hsts::RESTORE_ERROR),
+            (PmrCondition::ReadOnly, hsts::READ_ONLY),
+            (PmrCondition::Unreliable, hsts::UNRELIABLE),
+        ] {
+            pmr.set_condition(condition);
+            pmr.enable();
+            let status = pmr.status(true);
+            assert_eq!((status.nrdy(), status.hsts()), (false, health));
+        }
+        pmr.disable();
+        pmr.set_condition(PmrCondition::NeverReady);
+        pmr.enable();
+        assert!(pmr.status(true).nrdy() && !pmr.memory.is_open());
+        pmr.set_condition(PmrCondition::Sound);
+        pmr.enable();
+        assert_eq!(pmr.status(true).into_bits(), 0);
+    }
+
+    #[test]
+    fn a_region_that_forgets_keeps_what_a_barrier_confirmed() {
+        let pmr = Pmr::open("a", PmrConfig::memory(8192)).unwrap();
+        pmr.enable();
+        let holds = |expected| {
+            let mut found = [0];
+            assert!(pmr.memory.read(100, &mut found));
+            assert_eq!(found, [expected]);
+        };
+        pmr.set_forgets(true).unwrap();
+        assert!(pmr.memory.write(100, &[1]));
+        pmr.barrier();
+        assert!(pmr.memory.write(100, &[2]));
+        pmr.lose_unconfirmed();
+        holds(1);
+        pmr.set_forgets(false).unwrap();
+        assert!(pmr.memory.write(100, &[3]));
+        pmr.lose_unconfirmed();
+        holds(3);
     }
 
     #[test]

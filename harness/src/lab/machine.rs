@@ -47,7 +47,7 @@ pub(super) struct Machine {
     pub agent: Arc<AgentClient>,
     /// From QEMU's start to the agent's first answer.
     pub ready_after: Duration,
-    going_down: GoingDown,
+    pub(super) going_down: GoingDown,
 }
 
 /// Words on the kernel's command line of every guest. No `quiet`: the console is the record of a run. No

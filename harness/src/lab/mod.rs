@@ -32,6 +32,7 @@ mod machine;
 mod memory;
 mod own_modules;
 mod phases;
+mod suspend;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -336,6 +337,17 @@ impl Lab {
         let machine = self.machine()?;
         machine.reboot()?;
         self.own_modules.load(machine)
+    }
+
+    /// Suspends the guest to idle, its drivers with it, and resumes it after two seconds; waits until it answers again.
+    /// When all its devices are suspended `meanwhile` is called, which must not take as long as that. Programs that run in
+    /// the guest's background are frozen and go on.
+    ///
+    /// # Errors
+    /// A guest that does not suspend or resume, with what it said.
+    pub fn suspend(&self, meanwhile: impl FnOnce()) -> Result<(), LabError> {
+        self.device_log.note("the guest is suspended");
+        self.machine()?.suspend(meanwhile)
     }
 
     /// Kills QEMU, as a crash would; the endpoints go on.

@@ -43,6 +43,8 @@ pub(super) fn check(
         .map(str::to_owned)
         .to_vec();
         command.extend(["--no-summary", "--show-types", "--color=never"].map(str::to_owned));
+        // A commit that a patch mends is looked for in the kernel's history, which is not here.
+        command.extend(["--ignore", "UNKNOWN_COMMIT_ID"].map(str::to_owned));
         command.extend(is_source.then(|| "--file".to_owned()));
         command.push(format!("/work/files/{}", name.display()));
         let out = tools.run(work, &command, Stdio::null())?;

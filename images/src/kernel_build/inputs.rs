@@ -5,6 +5,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::kernel::Against;
+use super::patch::changed_elsewhere;
 use super::sources::{Files, Kind, ModuleSource, is_input, read_below};
 use super::{BuildError, make, root};
 use crate::fetch::hex;
@@ -15,7 +16,7 @@ use crate::{ArtifactError, Cache, Progress};
 pub(super) struct Inputs {
     /// A driver of ours, or the patches to one of the kernel's.
     pub files: Files,
-    /// The kernel's driver that the patches are for, by path below its directory.
+    /// The kernel's driver that the patches are for, and what else they change, by path in the kernel's source.
     pub driver: Files,
 }
 
@@ -33,7 +34,8 @@ impl Inputs {
                 driver: Files::new(),
             }),
             Kind::Patched(recipe) => {
-                let directory = against.source(cache, progress)?.join(&recipe.source);
+                let kernel = against.source(cache, progress)?;
+                let directory = kernel.join(&recipe.source);
                 if !directory.is_dir() {
                     return Err(BuildError::NoDriver {
                         module: source.name.clone(),
@@ -42,10 +44,18 @@ impl Inputs {
                     }
                     .into());
                 }
-                Ok(Self {
-                    files: source.patches()?,
-                    driver: read_below(&directory, &is_input)?,
-                })
+                let files = source.patches()?;
+                let mut driver = Files::new();
+                for (path, bytes) in read_below(&directory, &is_input)? {
+                    driver.insert(Path::new(&recipe.source).join(path), bytes);
+                }
+                for path in changed_elsewhere(&files, recipe) {
+                    // A file that is not there is the patch's to make, or patch's to complain of.
+                    if let Ok(bytes) = std::fs::read(kernel.join(&path)) {
+                        driver.insert(path, bytes);
+                    }
+                }
+                Ok(Self { files, driver })
             }
         }
     }
@@ -130,7 +140,10 @@ mod tests {
             super::super::patch::write(&dir.path().join(name), b"").unwrap();
         }
         let driver: Vec<_> = read().unwrap().driver.into_keys().collect();
-        assert_eq!(driver, [Path::new("Makefile"), Path::new("x.c")]);
+        assert_eq!(
+            driver,
+            [Path::new("drivers/x/Makefile"), Path::new("drivers/x/x.c")]
+        );
     }
 
     #[test]

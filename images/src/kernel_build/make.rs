@@ -7,6 +7,9 @@ use super::root::{Root, WORK};
 use super::{BuildError, Strictness};
 use crate::{ArtifactError, child};
 
+/// Where the headers lie that patches change.
+const HEADERS: &str = "include";
+
 /// Most lines of a compiler that are repeated.
 const MOST_LINES: usize = 60;
 
@@ -76,6 +79,11 @@ impl Place {
             Self::Tree(_) => work,
         };
         let build = base.join(order.directory);
+        if work.join(HEADERS).is_dir() {
+            // Before the kernel's own; it stands first on the compiler's command line.
+            let headers = base.join(HEADERS);
+            words.push(format!("NOSTDINC_FLAGS=-nostdinc -I{}", headers.display()));
+        }
         let strip = match self {
             Self::Packaged(_) => "x86_64-linux-gnu-strip",
             Self::Tree(_) => "strip",

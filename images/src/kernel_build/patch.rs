@@ -1,7 +1,8 @@
 //! A driver of the kernel's with patches: its source, copied and changed.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::BuildError;
 use super::make::Place;
@@ -11,7 +12,7 @@ use crate::{ArtifactError, child};
 /// What a patched driver is made of.
 pub(super) struct Patched<'a> {
     pub recipe: &'a Recipe,
-    /// Its source, by path below the recipe's directory.
+    /// Its source, and what else of the kernel the patches change, by path in the kernel's source.
     pub driver: &'a Files,
     pub patches: &'a Files,
     /// The kernel's release, for messages.
@@ -19,14 +20,15 @@ pub(super) struct Patched<'a> {
 }
 
 impl Patched<'_> {
-    /// The driver's directory with all patches applied, by `patch` where the build runs; `stage` is an empty directory
-    /// of ours.
+    /// The driver's directory with all patches applied, by `patch` where the build runs, and the headers that they change;
+    /// `stage` is an empty directory of ours.
     pub(super) fn files(&self, stage: &Path, place: &Place) -> Result<Files, ArtifactError> {
         for (path, bytes) in self.driver {
-            write(&stage.join(&self.recipe.source).join(path), bytes)?;
+            write(&stage.join(path), bytes)?;
         }
         for (name, bytes) in self.patches {
-            write(&stage.join(name), bytes)?;
+            let patch = with_known_documentation(bytes, self.driver);
+            write(&stage.join(name), &patch)?;
             self.apply(name, stage, place)?;
         }
         read_below(stage, &is_input)
@@ -67,6 +69,41 @@ impl Patched<'_> {
         }
         .into())
     }
+}
+
+/// The files outside of the driver's directory that the patches change: the kernel's headers, and its documentation.
+pub(super) fn changed_elsewhere(patches: &Files, recipe: &Recipe) -> BTreeSet<PathBuf> {
+    let texts = patches.values().map(|bytes| String::from_utf8_lossy(bytes));
+    let changed = texts.flat_map(|text| {
+        let lines = text.lines();
+        let paths = lines.filter_map(|line| line.strip_prefix("+++ b/").map(PathBuf::from));
+        paths.collect::<Vec<_>>()
+    });
+    changed
+        .filter(|path| {
+            path.components()
+                .all(|part| matches!(part, Component::Normal(_)))
+        })
+        .filter(|path| !path.starts_with(&recipe.source))
+        .collect()
+}
+
+/// The patch without its changes to documentation that the source does not have: an older kernel may have it elsewhere, a
+/// user's tree none, and no build needs it.
+fn with_known_documentation(patch: &[u8], source: &Files) -> Vec<u8> {
+    let mut kept = Vec::with_capacity(patch.len());
+    let mut keeps = true;
+    for line in patch.split_inclusive(|byte| *byte == b'\n') {
+        if let Some(names) = line.strip_prefix(b"diff --git a/") {
+            let names = String::from_utf8_lossy(names);
+            let name = names.split(' ').next().unwrap_or_default();
+            keeps = !name.starts_with("Documentation/") || source.contains_key(Path::new(name));
+        }
+        if keeps {
+            kept.extend_from_slice(line);
+        }
+    }
+    kept
 }
 
 /// Of what `patch` wrote, which hunks of which files it could not place.
@@ -115,7 +152,7 @@ mod tests {
 
     fn apply(source: &str, patch: &str) -> Result<Files, ArtifactError> {
         let dir = tempfile::tempdir().unwrap();
-        let driver = Files::from([("x.c".into(), source.as_bytes().to_vec())]);
+        let driver = Files::from([("drivers/x/x.c".into(), source.as_bytes().to_vec())]);
         let stage = dir.path().join("stage");
         fs::create_dir(&stage).unwrap();
         let patches = Files::from([("0001-change.patch".into(), patch.as_bytes().to_vec())]);
@@ -137,6 +174,50 @@ mod tests {
         let names: Vec<_> = files.keys().collect();
         assert_eq!(names, [Path::new("drivers/x/x.c")]);
         assert_eq!(files[Path::new("drivers/x/x.c")], b"before\ntwo\nafter\n");
+    }
+
+    #[test]
+    fn a_patch_changes_headers_and_documentation_too() {
+        let names = ["drivers/x/x.c", "include/linux/x.h", "Documentation/x"];
+        let driver: Files = names
+            .map(|name| (PathBuf::from(name), b"before\none\nafter\n".to_vec()))
+            .into();
+        let patch: String = names
+            .map(|name| PATCH.replace("drivers/x/x.c", name))
+            .concat();
+        let patches = Files::from([("0001-change.patch".into(), patch.into_bytes())]);
+        let elsewhere: Vec<_> = changed_elsewhere(&patches, &recipe()).into_iter().collect();
+        assert_eq!(
+            elsewhere,
+            [Path::new("Documentation/x"), Path::new("include/linux/x.h")]
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let patched = Patched {
+            recipe: &recipe(),
+            driver: &driver,
+            patches: &patches,
+            release: "7.9.0",
+        };
+        let files = patched
+            .files(dir.path(), &Place::Tree(dir.path().into()))
+            .unwrap();
+        let built: Vec<_> = files.keys().collect();
+        assert_eq!(
+            built,
+            [Path::new("drivers/x/x.c"), Path::new("include/linux/x.h")]
+        );
+        assert_eq!(
+            files[Path::new("include/linux/x.h")],
+            b"before\ntwo\nafter\n"
+        );
+
+        let git = format!("diff --git a/Documentation/x b/Documentation/x\n{PATCH}");
+        let is_kept =
+            |source: &Files| with_known_documentation(git.as_bytes(), source) == git.as_bytes();
+        assert!(is_kept(&driver) && !is_kept(&Files::new()));
+        let outside = PATCH.replace("b/drivers", "b/../drivers");
+        let patches = Files::from([("1.patch".into(), outside.into_bytes())]);
+        assert!(changed_elsewhere(&patches, &recipe()).is_empty());
     }
 
     #[test]
