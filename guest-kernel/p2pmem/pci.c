@@ -18,11 +18,17 @@
 #define PCI_VENDOR_ID_MICROSEMI		0x11f8
 #define PCI_DEVICE_ID_MICROSEMI_NVRAM	0xf117
 
+#define P2PMEM_NVRAM_BAR		4
+
 /*
- * driver_data: 0, as new_id and driver_override give it, leaves the choice
- * open.
+ * None has driver_data: where all of a table have some, new_id needs it, too,
+ * and user space cannot know it.
  */
-#define P2PMEM_BAR(bar)	((bar) + 1)
+static const struct pci_device_id p2pmem_ids[] = {
+	{ PCI_DEVICE(PCI_VENDOR_ID_MICROSEMI, PCI_DEVICE_ID_MICROSEMI_NVRAM) },
+	{ }
+};
+MODULE_DEVICE_TABLE(pci, p2pmem_ids);
 
 static int p2pmem_bar = -1;
 module_param_named(bar, p2pmem_bar, int, 0644);
@@ -43,13 +49,12 @@ static int p2pmem_largest_bar(struct pci_dev *pdev)
 	return best;
 }
 
-static int p2pmem_choose_bar(struct pci_dev *pdev,
-			     const struct pci_device_id *id)
+static int p2pmem_choose_bar(struct pci_dev *pdev)
 {
 	int bar = READ_ONCE(p2pmem_bar);
 
-	if (id->driver_data)
-		bar = id->driver_data - 1;
+	if (pci_match_id(p2pmem_ids, pdev))
+		bar = P2PMEM_NVRAM_BAR;
 	else if (bar < 0)
 		bar = p2pmem_largest_bar(pdev);
 	if (bar < 0 || bar >= PCI_STD_NUM_BARS ||
@@ -85,7 +90,7 @@ static int p2pmem_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 {
 	int bar, ret;
 
-	bar = p2pmem_choose_bar(pdev, id);
+	bar = p2pmem_choose_bar(pdev);
 	if (bar < 0)
 		return bar;
 	ret = p2pmem_check_bar(pdev, bar);
@@ -105,13 +110,6 @@ static int p2pmem_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	pci_p2pmem_publish(pdev, true);
 	return 0;
 }
-
-static const struct pci_device_id p2pmem_ids[] = {
-	{ PCI_DEVICE(PCI_VENDOR_ID_MICROSEMI, PCI_DEVICE_ID_MICROSEMI_NVRAM),
-	  .driver_data = P2PMEM_BAR(4) },
-	{ }
-};
-MODULE_DEVICE_TABLE(pci, p2pmem_ids);
 
 /*
  * Nothing to remove: all of it is undone when the device is unbound, and the
