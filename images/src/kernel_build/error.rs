@@ -99,6 +99,23 @@ pub enum BuildError {
         wanted: String,
     },
 
+    /// What was compiled says that it is for another kernel than its headers do.
+    #[error(
+        "{module} came out for kernel {found}, but {headers} is of kernel {release} and would not load it: {remedy}"
+    )]
+    WrongVermagic {
+        /// The module.
+        module: String,
+        /// The release in it.
+        found: String,
+        /// The headers or the tree.
+        headers: String,
+        /// The release that they say they are of.
+        release: String,
+        /// How to mend it.
+        remedy: &'static str,
+    },
+
     /// The suites have no longer what belongs to a fetched kernel.
     #[error(
         "the Debian suites have no {package} any more, which belongs to the kernel {release} in the cache ({detail}): \

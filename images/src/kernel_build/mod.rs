@@ -124,16 +124,20 @@ impl ModuleBuilder {
         if release == self.against.release {
             return Ok(());
         }
-        let headers = match &self.against.place {
-            Place::Packaged(_) => "the cache".to_owned(),
-            Place::Tree(tree) => tree.display().to_string(),
-        };
         Err(BuildError::HeadersMismatch {
-            headers,
+            headers: self.headers(),
             found: self.against.release.clone(),
             wanted: release.to_owned(),
         }
         .into())
+    }
+
+    /// Where the headers are, for messages.
+    fn headers(&self) -> String {
+        match &self.against.place {
+            Place::Packaged(_) => "the cache".to_owned(),
+            Place::Tree(tree) => tree.display().to_string(),
+        }
     }
 
     /// Sets whether warnings are errors. By default they are for packaged kernels, and not for a user's own tree.
@@ -301,7 +305,27 @@ impl ModuleBuilder {
             .unwrap_or_default();
         let magic = info.iter().find(|(key, _)| *key == "vermagic");
         let release = magic.and_then(|(_, value)| value.split(' ').next());
-        self.require_release(release.unwrap_or("of no release"))
+        let found = release.unwrap_or("of no release");
+        if found == self.release() {
+            return Ok(());
+        }
+        let remedy = match &self.against.place {
+            Place::Packaged(_) => {
+                "run p2plab clean, then p2plab fetch, which fetches the headers anew"
+            }
+            Place::Tree(_) => {
+                "that tree has changed since it was prepared, so run `make modules_prepare` in it, or `make`"
+            }
+        };
+        let name = module.file_stem().unwrap_or_default();
+        Err(BuildError::WrongVermagic {
+            module: name.to_string_lossy().into_owned(),
+            found: found.to_owned(),
+            headers: self.headers(),
+            release: self.release().to_owned(),
+            remedy,
+        }
+        .into())
     }
 
     fn found(
