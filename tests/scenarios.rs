@@ -22,6 +22,7 @@ mod nvme_pmr_copy;
 mod nvram;
 mod nvram_copy;
 mod own_kernel;
+mod own_tree;
 mod p2pmem_device;
 mod p2pmem_fio;
 mod p2pmem_nvram;
