@@ -2,6 +2,7 @@
 //! traffic, and asserts. One file per system or example of the talk.
 #![allow(clippy::unwrap_used)]
 
+mod acs;
 mod bad_input;
 mod boot;
 mod cleanup;
