@@ -3,10 +3,12 @@
 //! `p2pmemtest info DEVICE` prints what the memory is. `distance DEVICE ADDRESS...` prints the hops to PCI devices.
 //! `check DEVICE DISK` goes through everything that works, then through everything that is refused; `DISK` is a block
 //! device that can reach the memory, and loses its first blocks. `import DEVICE ADDRESS` exports memory, has it mapped
-//! for the PCI device at ADDRESS, and prints the DMA addresses. `hold DEVICE DISK [ADDRESS]` uses memory in all ways at
+//! for the PCI device at ADDRESS, and prints the DMA addresses. `ends DEVICE DISK` takes all that is free and has the disk
+//! fill pages at its beginning, around its middle and at its end, and read them back. `hold DEVICE DISK [ADDRESS]` uses memory in all ways at
 //! once, says `ready`, waits until the device is taken away, and checks what is left.
 
 mod cases;
+mod ends;
 mod hold;
 mod import;
 mod refused;
@@ -17,7 +19,7 @@ use std::process::ExitCode;
 use p2plab_guest::p2pmem::{Address, P2pmem};
 
 const HELP: &str = "usage: p2pmemtest info DEVICE | distance DEVICE ADDRESS... | check DEVICE DISK \
-                    | import DEVICE ADDRESS | hold DEVICE DISK [ADDRESS]";
+                    | import DEVICE ADDRESS | ends DEVICE DISK | hold DEVICE DISK [ADDRESS]";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         ["distance", device, addresses @ ..] => distance(device, addresses),
         ["check", device, disk] => check(device, disk),
         ["import", device, address] => import::import(device, address),
+        ["ends", device, disk] => ends::ends(device, disk),
         ["hold", device, disk] => hold::hold(device, disk, None),
         ["hold", device, disk, address] => hold::hold(device, disk, Some(address)),
         _ => {
