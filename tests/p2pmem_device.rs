@@ -231,6 +231,20 @@ fn who_cannot_reach_the_memory_is_refused() {
     assert_eq!(hops, ["0", "4", "4", "-1", "-1"]);
 
     let [owner, near, far] = ["ssd0", "ssd1", "ssd2"].map(|ssd| guest.pci_address(ssd).unwrap());
+    // The reason is in the kernel's log for those who ask for it, and only then.
+    let reason = format!(
+        "nvme {far}: cannot be used for peer-to-peer DMA as the client and provider ({owner}) do not share an upstream \
+         bridge or whitelisted host bridge"
+    );
+    let reasons = || {
+        guest
+            .sh("dmesg | grep -o 'nvme .*peer-to-peer.*' || :")
+            .unwrap()
+    };
+    assert_eq!(reasons(), "");
+    let hops = guest.sh(&format!("p2pmemtest why {memory} {near} {far}"));
+    assert_eq!(hops.unwrap().trim(), "-1");
+    assert_eq!(reasons().trim(), reason);
     let text = guest
         .sh(&format!("p2pmemtest import {memory} {near}"))
         .unwrap();

@@ -101,31 +101,3 @@ impl NvramConfig {
         })
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_size_is_a_power_of_two_within_bounds() {
-        const MIB: u64 = 1 << 20;
-        let check = |size| NvramConfig::memory("nv0", size).check();
-        for shift in 26..=33 {
-            check(1 << shift).unwrap();
-        }
-        for size in [
-            0,
-            32 * MIB,
-            63 * MIB,
-            65 * MIB,
-            1536 * MIB,
-            16384 * MIB,
-            u64::MAX,
-        ] {
-            assert_eq!(
-                check(size).unwrap_err().to_string(),
-                format!("NVRAM card `nv0`: {size} bytes; use a power of two from 64 MiB to 8 GiB")
-            );
-        }
-    }
-}

@@ -1,6 +1,7 @@
 //! Drives all that `/dev/p2pmemN` does and refuses, from user space; a scenario reads what it prints.
 //!
-//! `p2pmemtest info DEVICE` prints what the memory is. `distance DEVICE ADDRESS...` prints the hops to PCI devices.
+//! `p2pmemtest info DEVICE` prints what the memory is. `distance DEVICE ADDRESS...` prints the hops to PCI devices;
+//! with `why` for `distance`, the kernel's log says what is refused.
 //! `check DEVICE DISK` goes through everything that works, then through everything that is refused; `DISK` is a block
 //! device that can reach the memory, and loses its first blocks. `import DEVICE ADDRESS` exports memory, has it mapped
 //! for the PCI device at ADDRESS, and prints the DMA addresses. `ends DEVICE DISK` takes all that is free and has the disk
@@ -16,9 +17,9 @@ mod works;
 
 use std::process::ExitCode;
 
-use p2plab_guest::p2pmem::{Address, P2pmem};
+use p2plab_guest::p2pmem::{Address, P2pmem, VERBOSE};
 
-const HELP: &str = "usage: p2pmemtest info DEVICE | distance DEVICE ADDRESS... | check DEVICE DISK \
+const HELP: &str = "usage: p2pmemtest info DEVICE | distance|why DEVICE ADDRESS... | check DEVICE DISK \
                     | import DEVICE ADDRESS | ends DEVICE DISK | hold DEVICE DISK [ADDRESS]";
 
 fn main() -> ExitCode {
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
         ["info", device] => info(device),
-        ["distance", device, addresses @ ..] => distance(device, addresses),
+        ["distance", device, addresses @ ..] => distance(device, addresses, 0),
+        ["why", device, addresses @ ..] => distance(device, addresses, VERBOSE),
         ["check", device, disk] => check(device, disk),
         ["import", device, address] => import::import(device, address),
         ["ends", device, disk] => ends::ends(device, disk),
@@ -71,13 +73,13 @@ fn info(device: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn distance(device: &str, addresses: &[&str]) -> Result<(), String> {
+fn distance(device: &str, addresses: &[&str], flags: u32) -> Result<(), String> {
     let clients = addresses
         .iter()
         .map(|a| address(a).ok_or_else(|| format!("{a} is no PCI address such as 0000:03:00.0")))
         .collect::<Result<Vec<Address>, String>>()?;
     let hops = open(device)?
-        .distance(&clients, 0)
+        .distance(&clients, flags)
         .map_err(|error| error.to_string())?;
     println!("{hops}");
     Ok(())
