@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Nothing acknowledged is lost, at length: kills a process with an SSD and a PMR in files while it writes, again and
-# again, and looks after each kill for all that was acknowledged. `cargo test` does the same with a few kills.
-# `ci/durability.sh [KILLS [SEED]]`; 200 kills by default. Prints a summary, or fails with the seed and the kill.
+# again, and looks after each kill for all that was acknowledged; then the same of an NVRAM card, and what has arrived in
+# it. `cargo test` does both with a few kills. `ci/durability.sh [KILLS [SEED]]`; 200 kills of each by default. Prints
+# summaries, or fails; the SSD's with the seed and the kill.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,4 +23,6 @@ esac
 
 export P2PLAB_KILLS=$kills
 [ -z "$seed" ] || export P2PLAB_SEED=$seed
-exec cargo test --locked --quiet -p p2plab-nvme --test durability -- --exact nothing_acknowledged_is_lost --nocapture
+cargo test --locked --quiet -p p2plab-nvme --test durability -- --exact nothing_acknowledged_is_lost --nocapture
+exec cargo test --locked --quiet -p p2plab-nvram --test durability -- --exact \
+    what_has_arrived_outlives_a_killed_process --nocapture

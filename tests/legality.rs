@@ -7,6 +7,7 @@ use p2plab::topology::{CmbOptions, GIB, MIB, Nvme, Topology, TopologyBuilder};
 use p2plab_guest::protocol::Exit;
 use p2plab_pcie::TlpKind;
 use p2plab_tests::TestLab;
+use p2plab_tests::p2pmem;
 use p2plab_tests::reading::{Seen, Watch};
 
 /// Bytes of each copy from peer to peer.
@@ -55,6 +56,16 @@ fn acs(guest: &Guest<'_>, address: &str) -> Option<u64> {
         .try_sh(&format!("setpci -s {address} ECAP_ACS+6.w"))
         .unwrap();
     u64::from_str_radix(output.text().trim(), 16).ok()
+}
+
+/// What the kernel says where it lets no peer-to-peer DMA pass.
+const NO_WAY: &str = "cannot be used for peer-to-peer DMA as the client and provider";
+
+/// What the kernel has refused endpoint `name` of peer-to-peer DMA.
+fn refusals(guest: &Guest<'_>, name: &str) -> String {
+    let address = guest.pci_address(name).unwrap();
+    let line = format!("dmesg | grep '{address}: .*\\(cannot be used\\|ACS\\)' || :");
+    guest.sh(&line).unwrap()
 }
 
 /// Bytes that peer `to` took out of `ssd0`'s CMB, and the payload at root port `port`.
@@ -172,10 +183,64 @@ fn an_iommu_does_not_see_what_turns_at_a_switch() {
         ))
         .unwrap();
     assert_eq!(output.status, Exit::Status(1), "{output:?}");
+    let refusal = "writing at byte 0 failed: Invalid argument";
+    assert!(output.error_text().contains(refusal), "{output:?}");
+    let said = refusals(&guest, "ssd2");
+    assert!(said.contains(NO_WAY), "{said}");
+    // None of the two that the switch connects is refused anything.
+    assert_eq!(refusals(&guest, "ssd1"), "");
     let run = lab.run_directory().to_owned();
     lab.finish();
     let said = std::fs::read_to_string(run.join("qemu.log")).unwrap();
     assert_eq!(said, "", "QEMU has nothing to complain about");
+}
+
+/// What p2pmem.ko gives works behind an IOMMU, too, inside a switch: transfers to and from a mapping stay below it, and
+/// a dma-buf is mapped at the BAR's bus address, not at an I/O virtual one. Beyond the switch both are refused.
+#[test]
+fn p2pmem_works_behind_an_iommu() {
+    let name = "p2pmem_works_behind_an_iommu";
+    let topology = two_and_one(name)
+        .iommu()
+        .kernel_argument("pci=disable_acs_redir=0000:00:08.0");
+    let lab = p2pmem::start(name, topology, &["ssd0", "ssd1", "ssd2"]);
+    let guest = lab.guest().unwrap();
+    let memory = p2pmem::node(&guest, "ssd0", 4).unwrap();
+    let [from, near, far] = ["ssd0", "ssd1", "ssd2"].map(|ssd| guest.nvme(ssd).unwrap());
+    let copy = |to: &str, options: &str| {
+        let from = &from.block_device;
+        let line = format!("p2pcopy {options} --size {SIZE} --buffer {memory} {from} {to}");
+        guest.try_sh(&line).unwrap()
+    };
+    let before = lab.traffic();
+    let output = copy(&near.block_device, "--depth 2");
+    assert!(output.status.success(), "{output:?}");
+    let traffic = lab.traffic().since(&before);
+    let taken = traffic.between("ssd0", "ssd1", TlpKind::CplD);
+    assert_eq!(taken.payload_bytes, SIZE);
+    assert!(traffic.upstream_payload_bytes() < SIZE / 10, "{traffic}");
+    let output = copy(&near.block_device, "--check");
+    assert!(output.status.success(), "{output:?}");
+
+    let import = |to: &str| {
+        let line = format!("p2pmemtest import {memory} {to}");
+        guest.try_sh(&line).unwrap()
+    };
+    let mapped = import(&near.address);
+    assert!(mapped.status.success(), "{mapped:?}");
+    let state = lab.devices().device("ssd0").unwrap().function().dump();
+    let cmb = state["pcie"]["bars"][4].as_u64().unwrap();
+    // The second and third page of the first allocation of an empty pool.
+    assert_eq!(mapped.text().trim(), format!("dma {:#x} 8192", cmb + 4096));
+
+    let refused = import(&far.address);
+    assert_eq!(refused.status, Exit::Status(1), "{refused:?}");
+    assert!(refused.error_text().contains("os error 95"), "{refused:?}");
+    let refused = copy(&far.block_device, "");
+    assert_eq!(refused.status, Exit::Status(1), "{refused:?}");
+    assert!(refused.error_text().contains("os error 22"), "{refused:?}");
+    assert!(refusals(&guest, "ssd2").contains(NO_WAY));
+    lab.finish();
 }
 
 /// Four SSDs below one switch, `ssd0` with a CMB that the CPU reaches fast, and a guest with what stacks upon disks.

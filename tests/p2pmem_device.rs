@@ -231,6 +231,20 @@ fn who_cannot_reach_the_memory_is_refused() {
     assert_eq!(hops, ["0", "4", "4", "-1", "-1"]);
 
     let [owner, near, far] = ["ssd0", "ssd1", "ssd2"].map(|ssd| guest.pci_address(ssd).unwrap());
+    // The reason is in the kernel's log for those who ask for it, and only then.
+    let reason = format!(
+        "nvme {far}: cannot be used for peer-to-peer DMA as the client and provider ({owner}) do not share an upstream \
+         bridge or whitelisted host bridge"
+    );
+    let reasons = || {
+        guest
+            .sh("dmesg | grep -o 'nvme .*peer-to-peer.*' || :")
+            .unwrap()
+    };
+    assert_eq!(reasons(), "");
+    let hops = guest.sh(&format!("p2pmemtest why {memory} {near} {far}"));
+    assert_eq!(hops.unwrap().trim(), "-1");
+    assert_eq!(reasons().trim(), reason);
     let text = guest
         .sh(&format!("p2pmemtest import {memory} {near}"))
         .unwrap();
@@ -256,8 +270,9 @@ fn who_cannot_reach_the_memory_is_refused() {
     lab.finish();
 }
 
-/// Any device by new_id, with the BAR that a parameter names: here an SSD's CMB without the nvme driver. A BAR that
-/// cannot be such memory is refused in a sentence.
+/// Any device by driver_override and by new_id, with the BAR that a parameter names: here an SSD's CMB without the nvme
+/// driver. A BAR that cannot be such memory is refused in a sentence: one that is too small. None that is large enough is
+/// misaligned, as a BAR's size is a power of two and its address a multiple of it.
 #[test]
 fn a_device_of_ones_own_choice() {
     let name = "p2pmem_a_device_of_ones_own_choice";
@@ -273,14 +288,35 @@ fn a_device_of_ones_own_choice() {
              echo 0 > /sys/module/p2pmem/parameters/bar; ! echo {address} > /sys/bus/pci/drivers/p2pmem/bind"
         ))
         .unwrap();
-    let said = guest.sh("dmesg | grep 'multiples of 2 MiB'").unwrap();
-    assert!(said.contains(&format!("p2pmem {address}: BAR 0")), "{said}");
+    let resource = guest
+        .sh(&format!("head -1 /sys/bus/pci/devices/{address}/resource"))
+        .unwrap();
+    let mut words = resource.split_whitespace();
+    let (start, end) = (words.next().unwrap(), words.next().unwrap());
+    let (start, end) = (&start[10..], &end[10..]);
+    let small = |bar: &str| {
+        format!(
+            "p2pmem {address}: BAR {bar}, [mem 0x{start}-0x{end} 64bit], cannot be peer-to-peer memory: give it a size and \
+             an address in multiples of 2 MiB"
+        )
+    };
+    let last = |lines: usize| {
+        let said = guest.sh(&format!(
+            "dmesg | grep -o 'p2pmem 0000:.*' | grep -v probe | tail -{lines}"
+        ));
+        said.unwrap().trim().to_owned()
+    };
+    assert_eq!(last(1), small("0"));
     for bar in [1, 5, 6, 99] {
         guest
             .sh(&format!(
                 "echo {bar} > /sys/module/p2pmem/parameters/bar; ! echo {address} > /sys/bus/pci/drivers/p2pmem/bind"
             ))
             .unwrap();
+        let refusal = format!(
+            "p2pmem {address}: BAR {bar} is no memory; name one by the parameter bar of the module"
+        );
+        assert_eq!(last(1), refusal);
     }
     // 4 by name, and by -1: it is the largest that is prefetchable.
     for bar in [4, -1] {
@@ -300,6 +336,32 @@ fn a_device_of_ones_own_choice() {
             ))
             .unwrap();
     }
+    // By ids: new_id binds what has them and no driver, at once. The other SSD, which has the same, stays nvme's.
+    let ids = guest
+        .sh(&format!(
+            "cd /sys/bus/pci/devices/{address}; echo > driver_override; echo $(cut -c3- vendor) $(cut -c3- device)"
+        ))
+        .unwrap();
+    let (ids, driver) = (ids.trim(), "/sys/bus/pci/drivers/p2pmem");
+    let by_ids = |bar: i32, then: &str| {
+        guest
+            .sh(&format!(
+                "echo {bar} > /sys/module/p2pmem/parameters/bar; echo {ids} > {driver}/new_id; {then}; \
+                 echo {ids} > {driver}/remove_id"
+            ))
+            .unwrap()
+    };
+    by_ids(0, &format!("[ ! -e {driver}/{address} ]"));
+    assert_eq!(last(1), small("0"));
+    for bar in [4, -1] {
+        let unbind = format!("echo {address} > {driver}/unbind; [ ! -e {memory} ]");
+        let info = by_ids(bar, &format!("p2pmemtest info {memory}; {unbind}"));
+        assert!(
+            info.contains("bar 4 ") && info.contains("size 67108864 free 67108864"),
+            "{info}"
+        );
+    }
+    assert_eq!(guest.nvme("ssd1").unwrap().block_device, disk);
     // The nvme driver has the SSD again, and its CMB is where it was.
     guest
         .sh(&format!("echo > /sys/bus/pci/devices/{address}/driver_override; echo {address} > /sys/bus/pci/drivers/nvme/bind"))

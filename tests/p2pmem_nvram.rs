@@ -1,5 +1,7 @@
 //! The NVRAM card by the driver that it was written for: found by its ids, copied through, taken away, unloaded.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use p2plab::topology::{GIB, MIB, Nvme, Nvram, Topology};
 use p2plab_pcie::TlpKind;
 use p2plab_tests::p2pmem::{LOAD_P2PMEM, complaints, node, start};
@@ -8,6 +10,74 @@ use p2plab_tests::p2pmem::{LOAD_P2PMEM, complaints, node, start};
 const BAR: u8 = 4;
 /// Bytes of it.
 const SIZE: u64 = 128 * MIB;
+
+/// The largest card and the smallest: each is offered whole, and an SSD's DMA reaches its first and its last page. Of the
+/// guest's memory, which is of the usual size, the kernel takes an 8 GiB card 128 MiB for its account of the pages; of the
+/// host's, a card takes what has been written.
+#[test]
+fn cards_of_8_gib_and_of_64_mib() {
+    let name = "p2pmem_cards_of_8_gib_and_of_64_mib";
+    let cards = [("nv0", 8 * GIB), ("nv1", 64 * MIB)];
+    let mut topology = Topology::builder("p2pmem-sizes")
+        .window(8 * GIB)
+        .root_port("rp0")
+        .switch("sw0", "rp0", 4)
+        .nvme("ssd0", "sw0.0", Nvme::memory(16 * MIB));
+    for ((card, size), port) in cards.into_iter().zip(["sw0.1", "sw0.2"]) {
+        topology = topology.nvram(card, port, Nvram::memory(size));
+    }
+    let lab = start(name, topology, &["ssd0"]);
+    let guest = lab.guest().unwrap();
+    let disk = guest.nvme("ssd0").unwrap().block_device;
+    for (card, size) in cards {
+        let memory = node(&guest, card, BAR).unwrap();
+        let info = guest.sh(&format!("p2pmemtest info {memory}")).unwrap();
+        let whole = format!("offset 0 size {size} free {size}\n");
+        assert!(info.ends_with(&whole), "{info}");
+
+        let before = lab.traffic();
+        let filled = guest.sh(&format!("p2pmemtest ends {memory} {disk}"));
+        let (filled, traffic) = (filled.unwrap(), lab.traffic().since(&before));
+        for (from, to, kind) in [("ssd0", card, TlpKind::MWr), (card, "ssd0", TlpKind::CplD)] {
+            let bytes = traffic.between(from, to, kind).payload_bytes;
+            assert_eq!(bytes, 4 * 4096, "{from} to {to}: {traffic}");
+        }
+        // Seen by the CPU in the BAR, too, which it may look at without the driver: at the last word of each page.
+        let address = guest.pci_address(card).unwrap();
+        let unbind = format!(
+            "echo {address} > /sys/bus/pci/drivers/p2pmem/unbind; echo 1 > /sys/bus/pci/devices/{address}/enable"
+        );
+        guest.sh(&unbind).unwrap();
+        let state = lab.devices().device(card).unwrap().function().dump();
+        let bar = state["pcie"]["bars"][usize::from(BAR)].as_u64().unwrap();
+        assert_eq!(filled.lines().count(), 4, "{filled}");
+        for line in filled.lines() {
+            let (place, content) = line.split_once(' ').unwrap();
+            let word = bar + place.parse::<u64>().unwrap() + 4088;
+            let byte = content.trim_start_matches("0x").to_uppercase();
+            let read = guest.sh(&format!("devmem {word:#x} 64")).unwrap();
+            assert_eq!(read.trim(), format!("0x{}", byte.repeat(8)), "at {place}");
+        }
+        assert!(
+            filled.contains(&format!("{} 0xe3", size - 4096)),
+            "{filled}"
+        );
+    }
+    let held = bytes_of_the_host(8 * GIB);
+    assert!(held <= MIB, "{held} bytes");
+    assert_eq!(complaints(&guest, &[]).unwrap(), Vec::<String>::new());
+    lab.finish();
+}
+
+/// What the host has given for the memory of this process that is `size` large: the card's.
+fn bytes_of_the_host(size: u64) -> u64 {
+    let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let of_size = files
+        .filter_map(|file| std::fs::metadata(file.path()).ok())
+        .filter(|file| file.len() == size);
+    // One open file or several, it is the same memory.
+    of_size.map(|file| file.blocks() * 512).max().unwrap()
+}
 
 /// Two plain SSDs copy through the card: its memory gets every byte once and gives it once, below the switch. Unbound and
 /// removed under a copy, found again, and after the driver was loaded again, all of it is free and works.

@@ -2,6 +2,7 @@
 //! traffic, and asserts. One file per system or example of the talk.
 #![allow(clippy::unwrap_used)]
 
+mod acs;
 mod bad_input;
 mod boot;
 mod cleanup;
@@ -23,6 +24,7 @@ mod nvme_pmr_copy;
 mod nvram;
 mod nvram_copy;
 mod own_kernel;
+mod own_tree;
 mod p2pmem_busy_importer;
 mod p2pmem_device;
 mod p2pmem_fio;

@@ -18,8 +18,18 @@
 #define PCI_VENDOR_ID_MICROSEMI		0x11f8
 #define PCI_DEVICE_ID_MICROSEMI_NVRAM	0xf117
 
-/* The card's memory is there, as its registers are in another one. */
+/* The card's memory is there; its registers are in another BAR. */
 #define P2PMEM_NVRAM_BAR		4
+
+/*
+ * None has driver_data: where all of a table have some, new_id needs it, too,
+ * and user space cannot know it.
+ */
+static const struct pci_device_id p2pmem_ids[] = {
+	{ PCI_DEVICE(PCI_VENDOR_ID_MICROSEMI, PCI_DEVICE_ID_MICROSEMI_NVRAM) },
+	{ }
+};
+MODULE_DEVICE_TABLE(pci, p2pmem_ids);
 
 static int p2pmem_bar = -1;
 module_param_named(bar, p2pmem_bar, int, 0644);
@@ -44,12 +54,7 @@ static int p2pmem_choose_bar(struct pci_dev *pdev)
 {
 	int bar = READ_ONCE(p2pmem_bar);
 
-	/*
-	 * Not by driver_data: new_id takes no other values of it than the
-	 * table has, and gives 0.
-	 */
-	if (pdev->vendor == PCI_VENDOR_ID_MICROSEMI &&
-	    pdev->device == PCI_DEVICE_ID_MICROSEMI_NVRAM)
+	if (pci_match_id(p2pmem_ids, pdev))
 		bar = P2PMEM_NVRAM_BAR;
 	else if (bar < 0)
 		bar = p2pmem_largest_bar(pdev);
@@ -106,12 +111,6 @@ static int p2pmem_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	pci_p2pmem_publish(pdev, true);
 	return 0;
 }
-
-static const struct pci_device_id p2pmem_ids[] = {
-	{ PCI_DEVICE(PCI_VENDOR_ID_MICROSEMI, PCI_DEVICE_ID_MICROSEMI_NVRAM) },
-	{ }
-};
-MODULE_DEVICE_TABLE(pci, p2pmem_ids);
 
 /*
  * Nothing to remove: all of it is undone when the device is unbound, and the

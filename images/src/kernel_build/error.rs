@@ -99,6 +99,23 @@ pub enum BuildError {
         wanted: String,
     },
 
+    /// What was compiled says that it is for another kernel than its headers do.
+    #[error(
+        "{module} came out for kernel {found}, but {headers} is of kernel {release} and would not load it: {remedy}"
+    )]
+    WrongVermagic {
+        /// The module.
+        module: String,
+        /// The release in it.
+        found: String,
+        /// The headers or the tree.
+        headers: String,
+        /// The release that they say they are of.
+        release: String,
+        /// How to mend it.
+        remedy: &'static str,
+    },
+
     /// The suites have no longer what belongs to a fetched kernel.
     #[error(
         "the Debian suites have no {package} any more, which belongs to the kernel {release} in the cache ({detail}): \
@@ -159,22 +176,6 @@ pub enum BuildError {
     NoModule {
         /// The module.
         module: String,
-    },
-
-    /// A kernel tree that is between two releases.
-    #[error(
-        "{module} came out for {found}, though {} says that it is {release}: run `make` in it",
-        tree.display()
-    )]
-    TreeMoved {
-        /// The module.
-        module: String,
-        /// The release in its vermagic.
-        found: String,
-        /// The tree, or the headers.
-        tree: PathBuf,
-        /// What the tree's include/config/kernel.release says.
-        release: String,
     },
 
     /// The compiler, or modpost, refused the source.

@@ -257,16 +257,23 @@ pub(super) mod tests {
             dir.path(),
             "CONFIG_X86_64=y\n# CONFIG_PCI_P2PDMA is not set\n",
         );
-        assert!(
-            why().contains("build it with CONFIG_PCI_P2PDMA=y"),
-            "{}",
-            why()
+        let tree_path = fs::canonicalize(dir.path()).unwrap();
+        assert_eq!(
+            why(),
+            format!(
+                "the kernel {0} has no P2PDMA ({0}/.config says so): build it with CONFIG_PCI_P2PDMA=y (needs \
+                 CONFIG_ZONE_DEVICE)",
+                tree_path.display()
+            )
         );
         fs::remove_file(dir.path().join("include/config/kernel.release")).unwrap();
-        assert!(
-            why().contains("no include/config/kernel.release; give one in which `make`"),
-            "{}",
-            why()
+        assert_eq!(
+            why(),
+            format!(
+                "{} is no kernel tree that modules can be built in: it has no include/config/kernel.release; give one in \
+                 which `make` has run, or the folder /lib/modules/RELEASE/build",
+                dir.path().display()
+            )
         );
 
         tree(dir.path(), "CONFIG_X86_64=y\nCONFIG_PCI_P2PDMA=y\n");

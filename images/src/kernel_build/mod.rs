@@ -136,16 +136,20 @@ impl ModuleBuilder {
         if release == self.against.release {
             return Ok(());
         }
-        let headers = match &self.against.place {
-            Place::Packaged(_) => "the cache".to_owned(),
-            Place::Tree(tree) => tree.display().to_string(),
-        };
         Err(BuildError::HeadersMismatch {
-            headers,
+            headers: self.headers(),
             found: self.against.release.clone(),
             wanted: release.to_owned(),
         }
         .into())
+    }
+
+    /// Where the headers are, for messages.
+    fn headers(&self) -> String {
+        match &self.against.place {
+            Place::Packaged(_) => "the cache".to_owned(),
+            Place::Tree(tree) => tree.display().to_string(),
+        }
     }
 
     /// Sets whether warnings are errors. By default they are for packaged kernels, and not for a user's own tree.
@@ -323,19 +327,23 @@ impl ModuleBuilder {
             .and_then(Elf::modinfo)
             .unwrap_or_default();
         let magic = info.iter().find(|(key, _)| *key == "vermagic");
-        let found = magic.and_then(|(_, value)| value.split(' ').next());
-        if found == Some(self.release()) {
+        let release = magic.and_then(|(_, value)| value.split(' ').next());
+        let found = release.unwrap_or("of no release");
+        if found == self.release() {
             return Ok(());
         }
-        let tree = match &self.against.place {
-            Place::Packaged(root) => root.headers.clone().unwrap_or_default(),
-            Place::Tree(tree) => tree.clone(),
+        let remedy = match &self.against.place {
+            Place::Packaged(_) => {
+                "run p2plab clean, then p2plab fetch, which fetches the headers anew"
+            }
+            Place::Tree(_) => "that tree has changed since it was prepared, so run `make` in it",
         };
-        Err(BuildError::TreeMoved {
+        Err(BuildError::WrongVermagic {
             module: module.to_owned(),
-            found: found.unwrap_or("no kernel").to_owned(),
-            tree,
+            found: found.to_owned(),
+            headers: self.headers(),
             release: self.release().to_owned(),
+            remedy,
         }
         .into())
     }

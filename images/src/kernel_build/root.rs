@@ -18,7 +18,8 @@ const REFUSED: i32 = 99;
 const BROKEN: i32 = 98;
 
 /// Arguments: an empty directory for the root, the toolchain, the headers (or an empty word), what becomes /work, and
-/// the command. objtool wants /proc. The mounts end with the namespace, and with it the processes in it.
+/// the command. objtool wants /proc. Compiler and headers, which are the whole cache's, are read-only. The mounts end
+/// with the namespace, and with it the processes in it.
 pub(super) const SCRIPT: &str = r#"
 set -e
 new=$1 tools=$2 headers=$3 work=$4
@@ -31,6 +32,8 @@ mkdir -p "$new/usr/lib" "$new/usr/src" "$new/proc" "$new/dev" "$new/tmp" "$new/w
 bind() {
     if [ -d "$1" ]; then mkdir -p "$2"; else : > "$2"; fi
     mount --bind "$1" "$2"
+    # Not where the host mounts it with flags that nobody but root may change.
+    mount -o remount,bind,ro "$2" 2> /dev/null || :
 }
 for path in "$tools"/usr/*; do
     case $path in */lib | */src) ;; *) bind "$path" "$new/usr/${path##*/}" ;; esac
@@ -40,7 +43,8 @@ for path in "$tools"/usr/lib/* ${headers:+"$headers"/usr/lib/*}; do
 done
 [ -z "$headers" ] || bind "$headers/usr/src" "$new/usr/src"
 for name in bin sbin lib lib64; do ln -s "usr/$name" "$new/$name"; done
-bind /dev/null "$new/dev/null"
+: > "$new/dev/null"
+mount --bind /dev/null "$new/dev/null"
 mount --rbind /proc "$new/proc"
 mount --bind "$work" "$new/work"
 trap - EXIT
@@ -141,8 +145,19 @@ mod tests {
         command.args(["sh", "-c", refused]);
         let error = entered(child::output(&mut command).unwrap()).unwrap_err();
         let said = error.to_string();
-        assert!(said.contains("user.max_user_namespaces"), "{said}");
-        assert!(said.contains("--kdir") && !said.contains('\n'), "{said}");
+        let (what, cure) = said.split_once(" (").unwrap();
+        let (why, cure) = cure.split_once("): ").unwrap();
+        assert_eq!(
+            what,
+            "this host does not let its users enter a root of their own, in which modules are built"
+        );
+        assert!(why.starts_with("unshare: unshare failed: "), "{why}");
+        assert_eq!(
+            cure,
+            "allow user namespaces (sysctl user.max_user_namespaces=10000, and where they are there \
+             kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0), or build for a \
+             kernel tree of yours with --kdir DIR, which needs none"
+        );
 
         let failed =
             child::output(Command::new("sh").args(["-c", "echo x.c:1: error >&2; exit 2"]));

@@ -70,8 +70,8 @@ fn mistakes_in_a_card_are_named_with_their_place_and_their_cure() {
         ),
         (
             "128MiB",
-            "32MiB",
-            "lab.toml:9:8: `size` is 32MiB, it must be 64MiB to 8GiB",
+            "63MiB",
+            "lab.toml:9:8: `size` is 63MiB, it must be 64MiB to 8GiB",
         ),
         (
             "128MiB",

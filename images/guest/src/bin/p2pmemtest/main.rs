@@ -1,14 +1,18 @@
 //! Drives all that `/dev/p2pmemN` does and refuses, from user space; a scenario reads what it prints.
 //!
-//! `p2pmemtest info DEVICE` prints what the memory is. `distance DEVICE ADDRESS...` prints the hops to PCI devices.
+//! `p2pmemtest info DEVICE` prints what the memory is. `distance DEVICE ADDRESS...` prints the hops to PCI devices;
+//! with `why` for `distance`, the kernel's log says what is refused.
 //! `check DEVICE DISK` goes through everything that works, then through everything that is refused; `DISK` is a block
 //! device that can reach the memory, and loses its first blocks. `import DEVICE ADDRESS` exports memory, has it mapped
 //! for the PCI device at ADDRESS, and prints the DMA addresses. `busy DEVICE ADDRESS` does the same with an importer that is
 //! busy until standard input ends. `scattered DEVICE BYTES` takes memory that lies in single pages, and prints how many.
-//! `dirty DEVICE VALUE` prints how many pages do not begin with 0, and makes all begin with VALUE. `hold DEVICE DISK [ADDRESS]` uses memory in all ways at
+//! `dirty DEVICE VALUE` prints how many pages do not begin with 0, and makes all begin with VALUE. `ends DEVICE DISK` takes
+//! all that is free and has the disk fill pages at its beginning, around its middle and at its end, and read them back.
+//! `hold DEVICE DISK [ADDRESS]` uses memory in all ways at
 //! once, says `ready`, waits until the device is taken away, and checks what is left.
 
 mod cases;
+mod ends;
 mod hold;
 mod import;
 mod refused;
@@ -16,17 +20,19 @@ mod works;
 
 use std::process::ExitCode;
 
-use p2plab_guest::p2pmem::{Address, P2pmem};
+use p2plab_guest::p2pmem::{Address, P2pmem, VERBOSE};
 
-const HELP: &str = "usage: p2pmemtest info DEVICE | distance DEVICE ADDRESS... | check DEVICE DISK \
-                    | import DEVICE ADDRESS | busy DEVICE ADDRESS | scattered DEVICE BYTES | dirty DEVICE VALUE | hold DEVICE DISK [ADDRESS]";
+const HELP: &str = "usage: p2pmemtest info DEVICE | distance|why DEVICE ADDRESS... | check DEVICE DISK \
+                    | import DEVICE ADDRESS | busy DEVICE ADDRESS | scattered DEVICE BYTES | dirty DEVICE VALUE \
+                    | ends DEVICE DISK | hold DEVICE DISK [ADDRESS]";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
         ["info", device] => info(device),
-        ["distance", device, addresses @ ..] => distance(device, addresses),
+        ["distance", device, addresses @ ..] => distance(device, addresses, 0),
+        ["why", device, addresses @ ..] => distance(device, addresses, VERBOSE),
         ["check", device, disk] => check(device, disk),
         ["import", device, address] => import::import(device, address),
         ["busy", device, address] => import::busy(device, address),
@@ -36,6 +42,7 @@ fn main() -> ExitCode {
         ["dirty", device, value] if value.parse::<u8>().is_ok() => {
             works::dirty(device, value.parse().unwrap_or_default())
         }
+        ["ends", device, disk] => ends::ends(device, disk),
         ["hold", device, disk] => hold::hold(device, disk, None),
         ["hold", device, disk, address] => hold::hold(device, disk, Some(address)),
         _ => {
@@ -77,13 +84,13 @@ fn info(device: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn distance(device: &str, addresses: &[&str]) -> Result<(), String> {
+fn distance(device: &str, addresses: &[&str], flags: u32) -> Result<(), String> {
     let clients = addresses
         .iter()
         .map(|a| address(a).ok_or_else(|| format!("{a} is no PCI address such as 0000:03:00.0")))
         .collect::<Result<Vec<Address>, String>>()?;
     let hops = open(device)?
-        .distance(&clients, 0)
+        .distance(&clients, flags)
         .map_err(|error| error.to_string())?;
     println!("{hops}");
     Ok(())
