@@ -30,21 +30,21 @@ pub(super) fn fetch(args: &FetchArgs) -> Result<ExitCode, CliError> {
         resolve(&cache, &overrides, &mut Terminal::new())?
     };
     for (name, version) in artifacts.versions() {
-        println!("{name:24} {version}");
+        say!("{name:24} {version}");
     }
     if args.toolchain {
         for release in fetch_toolchain(&cache)? {
-            println!("{:24} {release}", "modules for");
+            say!("{:24} {release}", "modules for");
         }
     }
-    println!("\nin {}", cache.root().display());
+    say!("\nin {}", cache.root().display());
     Ok(ExitCode::SUCCESS)
 }
 
 /// `p2plab doctor`: status 2 where something must be mended before a lab can start.
 pub(super) fn doctor(overrides: &Overrides) -> Result<ExitCode, CliError> {
     let report = HostReport::gather(&Cache::open()?, overrides)?;
-    println!("{report}");
+    say!("{report}");
     Ok(if report.missing.is_empty() {
         ExitCode::SUCCESS
     } else {
@@ -56,6 +56,6 @@ pub(super) fn doctor(overrides: &Overrides) -> Result<ExitCode, CliError> {
 pub(super) fn clean() -> Result<ExitCode, CliError> {
     let cache = Cache::open()?;
     cache.clean()?;
-    println!("removed {}", cache.root().display());
+    say!("removed {}", cache.root().display());
     Ok(ExitCode::SUCCESS)
 }

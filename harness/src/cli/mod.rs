@@ -3,6 +3,13 @@
 //! Exit status: 0 for success, 1 where the lab or its guest failed, 2 where the user or the host must mend
 //! something, and for `boot --exec` the command's own.
 
+/// `println!` for a reader that may go away, as `head` does: nobody is left to be told.
+macro_rules! say {
+    ($($words:tt)*) => {
+        $crate::cli::say(format_args!($($words)*))
+    };
+}
+
 mod artifacts;
 mod boot;
 mod error;
@@ -12,6 +19,8 @@ mod run;
 mod serve;
 mod shell;
 
+use std::fmt;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -114,6 +123,17 @@ fn run_command(command: &Command) -> Result<ExitCode, CliError> {
         Command::Modules(args) => modules::modules(args),
         Command::Doctor(own) => artifacts::doctor(&own.overrides()),
         Command::Clean => artifacts::clean(),
+    }
+}
+
+/// See [`say!`].
+fn say(line: fmt::Arguments<'_>) {
+    let mut out = io::stdout().lock();
+    let said = out.write_fmt(line).and_then(|()| out.write_all(b"\n"));
+    if let Err(error) = said
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        eprintln!("p2plab: standard output: {error}");
     }
 }
 

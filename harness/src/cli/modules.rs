@@ -42,13 +42,13 @@ pub(super) fn modules(args: &ModulesArgs) -> Result<ExitCode, CliError> {
     }
     for (at, target) in targets.iter().enumerate() {
         let builder = ModuleBuilder::open(&cache, target, &mut Terminal::new())?;
-        println!("{}", builder.release());
+        say!("{}", builder.release());
         for source in &sources {
             build(&builder, source)?;
             // The style is the guest's kernel's; an older kernel has an older opinion.
             if args.check && at == 0 {
                 builder.check(source, &mut Terminal::new())?;
-                println!("  {:12} passes checkpatch.pl --strict", source.name);
+                say!("  {:12} passes checkpatch.pl --strict", source.name);
             }
         }
     }
@@ -64,7 +64,7 @@ fn build(builder: &ModuleBuilder, source: &ModuleSource) -> Result<(), CliError>
         "unchanged".to_owned()
     };
     for module in modules {
-        println!("  {:12} {how}: {}", module.name, module.path.display());
+        say!("  {:12} {how}: {}", module.name, module.path.display());
     }
     Ok(())
 }

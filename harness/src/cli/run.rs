@@ -32,7 +32,7 @@ pub(super) struct RunArgs {
     /// Boot the guest from scratch instead of restoring it from a base image
     #[arg(long)]
     cold: bool,
-    /// Keep the SSDs' contents in files of this folder (made if missing) instead of in memory
+    /// Keep the SSDs' contents in files of this folder, which is there, instead of in memory
     #[arg(long, value_name = "DIR")]
     media: Option<PathBuf>,
     /// Write what the table says, and more, as JSON
@@ -66,7 +66,7 @@ impl Buffer {
 /// `p2plab list`.
 pub(super) fn list() {
     for scenario in &SCENARIOS {
-        println!("{:18} {}", scenario.name, scenario.summary);
+        say!("{:18} {}", scenario.name, scenario.summary);
     }
 }
 
@@ -93,7 +93,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         own: args.own.own(),
     };
     let report = (scenario.run)(&options, &mut Terminal::new())?;
-    print!("{report}");
+    say!("{}", report.to_string().trim_end());
     if let Some(path) = &args.json {
         report
             .write_json(path)

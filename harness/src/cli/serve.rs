@@ -45,7 +45,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, CliError> {
     eprintln!("p2plab: serving; Ctrl-C ends it and prints the traffic");
     interrupt.wait();
     let traffic = devices.traffic();
-    println!("\n# traffic\n{traffic}");
+    say!("\n# traffic\n{traffic}");
     for violation in traffic.check().err().unwrap_or_default() {
         eprintln!("p2plab: the counters contradict each other: {violation}");
     }
@@ -60,11 +60,11 @@ pub(super) fn serve(args: &ServeArgs) -> Result<ExitCode, CliError> {
 
 /// The sockets for any client, and a command line for QEMU: both go into a shell as they are.
 fn print_addresses(devices: &Devices) -> Result<(), CliError> {
-    println!("# sockets");
+    say!("# sockets");
     for device in devices.iter() {
-        println!("{:16} {}", device.name(), device.socket().display());
+        say!("{:16} {}", device.name(), device.socket().display());
     }
-    println!("\n# QEMU: this machine with these endpoints; add what it is to boot");
+    say!("\n# QEMU: this machine with these endpoints; add what it is to boot");
     let mut command = "qemu-system-x86_64".to_owned();
     for argument in devices.shape().qemu_arguments() {
         command.push_str(if argument.starts_with('-') {
@@ -79,7 +79,7 @@ fn print_addresses(devices: &Devices) -> Result<(), CliError> {
         command.push_str(" \\\n  -device ");
         command.push_str(&quote(&argument));
     }
-    println!("{command}");
+    say!("{command}");
     Ok(())
 }
 

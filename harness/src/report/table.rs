@@ -58,7 +58,12 @@ impl CopyReport {
         })?;
         row(f, "time", &|m| format!("{:.2} s", m.seconds))?;
         row(f, "every byte compared", &|m| {
-            (if m.verified { "yes, right" } else { "NO" }).to_owned()
+            (if m.verified {
+                "yes, right"
+            } else {
+                "yes, WRONG"
+            })
+            .to_owned()
         })
     }
 
@@ -66,7 +71,10 @@ impl CopyReport {
     fn write_transfers(&self, f: &mut fmt::Formatter<'_>, names: &[&str]) -> fmt::Result {
         for name in names {
             let mine = self.transfers.iter().filter(|t| t.mode == *name);
-            let mine: Vec<String> = mine.map(ToString::to_string).collect();
+            let mut mine: Vec<String> = mine.map(ToString::to_string).collect();
+            if mine.is_empty() {
+                mine.push("none of that size".to_owned());
+            }
             writeln!(
                 f,
                 "{:27}{}",

@@ -19,7 +19,7 @@ use p2plab_images::Progress;
 
 use crate::lab::LabError;
 use crate::report::Report;
-use crate::topology::{GIB, MIB};
+use crate::topology::{GIB, MIB, sizes};
 
 /// What a user can say about a scenario.
 #[derive(Clone, Debug)]
@@ -102,18 +102,36 @@ impl OwnArtifacts {
 /// Smallest memory for a buffer: that of a copy with few small chunks fits, and Linux takes it.
 const SMALLEST_MEMORY: u64 = 64 * MIB;
 
+/// Largest memory for a buffer: that of the largest NVRAM card.
+const LARGEST_MEMORY: u64 = 8 * GIB;
+
 /// Bytes of peer-to-peer memory that a copy with these options goes through.
-fn buffer_memory(options: &ScenarioOptions) -> u64 {
+fn buffer_memory(options: &ScenarioOptions) -> Result<u64, LabError> {
     let buffer = options
         .chunk
         .saturating_mul(u64::from(options.threads))
         .saturating_mul(u64::from(options.depth));
     // Linux takes a part of a CMB for queues if asked to, and allocates from a pool: twice is ample.
-    buffer
+    let memory = buffer
         .checked_mul(2)
         .and_then(u64::checked_next_power_of_two)
-        .unwrap_or(u64::MAX)
-        .max(SMALLEST_MEMORY)
+        .filter(|memory| *memory <= LARGEST_MEMORY);
+    let memory = memory.ok_or_else(|| {
+        LabError::BadOption(format!(
+            "chunks of {} for each of {} thread(s), {} at a time, are more than the {} of buffers that a device can hold; \
+             give a smaller --chunk, --threads or --depth",
+            sizes::format(options.chunk),
+            options.threads,
+            options.depth,
+            sizes::format(LARGEST_MEMORY / 2)
+        ))
+    })?;
+    Ok(memory.max(SMALLEST_MEMORY))
+}
+
+/// A port's window that such memory fits into, beside registers.
+fn window(memory: u64) -> u64 {
+    memory.saturating_mul(2).max(GIB)
 }
 
 /// A scenario.
@@ -190,3 +208,42 @@ pub const SCENARIOS: [Scenario; 9] = [
         run: |options, progress| Ok(Box::new(bench_warm_start::run(options, progress)?)),
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_of_any_size_fit_or_are_refused_in_a_sentence() {
+        let options = |chunk, threads, depth| ScenarioOptions {
+            chunk,
+            threads,
+            depth,
+            ..ScenarioOptions::default()
+        };
+        let built = |options: &ScenarioOptions| {
+            nvram_copy::topology("x", options).map(drop)?;
+            nvme_cmb_copy::topology("x", options).map(drop)?;
+            nvme_pmr_copy::topology("x", options).map(drop)
+        };
+        // 4 GiB of buffers, in memory of 8 GiB.
+        for options in [options(MIB, 2, 4), options(16 * MIB, 64, 4)] {
+            let options = ScenarioOptions {
+                size: GIB,
+                ..options
+            };
+            built(&options).unwrap();
+        }
+        for options in [
+            options(16 * MIB, 64, 5),
+            options(u64::MAX & !0xfff, 64, 1024),
+        ] {
+            let said = buffer_memory(&options).unwrap_err().to_string();
+            assert!(
+                said.ends_with("give a smaller --chunk, --threads or --depth"),
+                "{said}"
+            );
+            assert!(said.contains("more than the 4GiB of buffers"), "{said}");
+        }
+    }
+}

@@ -4,7 +4,7 @@
 use p2plab_images::Progress;
 
 use super::copy::{self, CopyJob};
-use super::{BufferOwner, ScenarioOptions, buffer_memory};
+use super::{BufferOwner, ScenarioOptions, buffer_memory, window};
 use crate::lab::LabError;
 use crate::report::{CopyReport, Talk};
 use crate::topology::{MIB, Nvme, Topology, TopologyBuilder};
@@ -39,8 +39,9 @@ pub fn run(options: &ScenarioOptions, progress: &mut dyn Progress) -> Result<Cop
 /// # Errors
 /// Options that no copy can have.
 pub fn topology(name: &str, options: &ScenarioOptions) -> Result<Topology, LabError> {
-    let memory = buffer_memory(options);
-    Ok(ssds(name, options, |ssd| ssd.cmb(memory))?.build()?)
+    let memory = buffer_memory(options)?;
+    let builder = ssds(name, options, |ssd| ssd.cmb(memory))?;
+    Ok(builder.window(window(memory)).build()?)
 }
 
 /// Whose memory the options choose.

@@ -4,7 +4,7 @@
 use p2plab_images::Progress;
 
 use super::copy::{self, CopyJob};
-use super::{ScenarioOptions, buffer_memory, nvme_cmb_copy};
+use super::{ScenarioOptions, buffer_memory, nvme_cmb_copy, window};
 use crate::lab::LabError;
 use crate::report::CopyReport;
 use crate::topology::{PmrOptions, Topology};
@@ -40,7 +40,7 @@ pub fn run(options: &ScenarioOptions, progress: &mut dyn Progress) -> Result<Cop
 /// # Errors
 /// Options that no copy can have.
 pub fn topology(name: &str, options: &ScenarioOptions) -> Result<Topology, LabError> {
-    let memory = buffer_memory(options);
+    let memory = buffer_memory(options)?;
     let builder = nvme_cmb_copy::ssds(name, options, |ssd| ssd.pmr(PmrOptions::memory(memory)))?;
-    Ok(builder.own_module(DRIVER).build()?)
+    Ok(builder.own_module(DRIVER).window(window(memory)).build()?)
 }

@@ -4,7 +4,7 @@
 use p2plab_images::Progress;
 
 use super::copy::{self, CopyJob};
-use super::{ScenarioOptions, buffer_memory};
+use super::{ScenarioOptions, buffer_memory, window};
 use crate::lab::LabError;
 use crate::report::{CopyReport, Talk};
 use crate::topology::{Nvram, Topology};
@@ -36,12 +36,14 @@ pub fn run(options: &ScenarioOptions, progress: &mut dyn Progress) -> Result<Cop
 /// # Errors
 /// Options that no copy can have.
 pub fn topology(name: &str, options: &ScenarioOptions) -> Result<Topology, LabError> {
+    let memory = buffer_memory(options)?;
     let topology = Topology::builder(name)
         .root_port("rp0")
         .switch("sw0", "rp0", 4)
         .nvme("ssd0", "sw0.0", copy::ssd("ssd0", options)?)
         .nvme("ssd1", "sw0.1", copy::ssd("ssd1", options)?)
-        .nvram("nv0", "sw0.2", Nvram::memory(buffer_memory(options)))
+        .nvram("nv0", "sw0.2", Nvram::memory(memory))
+        .window(window(memory))
         .own_module(DRIVER)
         .build()?;
     Ok(topology)
