@@ -234,10 +234,7 @@ mod tests {
             };
             built(&options).unwrap();
         }
-        for options in [
-            options(16 * MIB, 64, 5),
-            options(u64::MAX & !0xfff, 64, 1024),
-        ] {
+        for options in [options(16 * MIB, 64, 5), options(!0xfff, 64, 1024)] {
             let said = buffer_memory(&options).unwrap_err().to_string();
             assert!(
                 said.ends_with("give a smaller --chunk, --threads or --depth"),
