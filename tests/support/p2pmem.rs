@@ -228,6 +228,8 @@ impl Memory {
         );
         let possible = [
             "Bad address",
+            // Some of its pages were there.
+            "moved only",
             "No such device",
             "No such file",
             "Input/output error",
