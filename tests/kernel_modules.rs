@@ -129,6 +129,34 @@ fn a_patch_that_does_not_fit_is_named() {
     assert!(said.contains(&sentence), "{said}");
 }
 
+/// A host that gives its users no namespaces: what is refused, why, and both ways out.
+#[test]
+fn a_host_that_allows_no_namespaces_is_told_how() {
+    let folder = tempfile::tempdir().unwrap();
+    // Of its own, so that no earlier run has built it.
+    let unique = format!("{GOOD}/* {} */\n", folder.path().display());
+    tiny(&folder.path().join("tiny"), &unique);
+    // What is forbidden in there is allowed out here.
+    let forbidden = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" modules tiny";
+    let output = std::process::Command::new("unshare")
+        .args(["--map-root-user", "sh", "-c", forbidden])
+        .arg(p2plab_tests::p2plab())
+        .env("P2PLAB_GUEST_KERNEL", folder.path())
+        .output()
+        .unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let parts = [
+        "p2plab: this host does not let its users enter a root of their own, in which modules are built (unshare: unshare \
+         failed: ",
+        "): allow user namespaces (sysctl user.max_user_namespaces=10000, ",
+        "), or build for a kernel tree of yours with --kdir DIR, which needs none\n",
+    ];
+    for part in parts {
+        assert!(said.contains(part), "no {part:?} in: {said}");
+    }
+}
+
 /// Mistakes of a person at the command line.
 #[test]
 fn the_command_says_what_is_wrong() {
