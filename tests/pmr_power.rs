@@ -52,12 +52,14 @@ fn write_into_the_pmr(lab: &Lab, controller: &NvmeController) -> Vec<u8> {
 fn cmb_and_pmr_survive_a_suspend() {
     let (lab, controller) = lab("cmb_and_pmr_survive_a_suspend");
     let guest = lab.guest().unwrap();
-    let (to, from) = (guest.nvme("ssd0").unwrap(), guest.nvme("ssd1").unwrap());
-    let buffer = to.p2pmem.unwrap();
-    let (to, from) = (to.block_device, from.block_device);
+    let (ssd, from) = (guest.nvme("ssd0").unwrap(), guest.nvme("ssd1").unwrap());
+    let buffer = ssd.p2pmem.unwrap();
+    let (to, from) = (ssd.block_device, from.block_device);
     let line = format!(
-        "(until [ -e /tmp/enough ]; do p2pcopy --check {THROUGH_THE_PMR} --buffer {buffer} {from} {to} || exit; \
-         echo copied; done) > /tmp/copies 2>&1 < /dev/null & until grep -q copied /tmp/copies; do usleep 1000; done"
+        "touch /tmp/rounds; (until [ -e /tmp/enough ]; do \
+         p2pcopy --check {THROUGH_THE_PMR} --buffer {buffer} {from} {to} || {{ echo failed; exit; }}; \
+         echo round; done; echo ended) > /tmp/rounds 2>&1 < /dev/null & \
+         until grep -q round /tmp/rounds; do usleep 1000; done"
     );
     guest.sh(&line).unwrap();
     let shut_down = || register(&lab, "CSTS") & 0b1100;
@@ -66,16 +68,19 @@ fn cmb_and_pmr_survive_a_suspend() {
     lab.suspend(|| asleep = shut_down()).unwrap();
     // CSTS.SHST: shutdown processing complete.
     assert_eq!(asleep, 0b1000);
-    let line = "touch /tmp/enough; wc -l < /tmp/copies; wait; while pidof p2pcopy; do usleep 10000; done; cat /tmp/copies";
+    let line = "n=$(grep -c round /tmp/rounds); \
+        until [ $(grep -c round /tmp/rounds) -gt $n ] || grep -q failed /tmp/rounds; do usleep 1000; done; \
+        touch /tmp/enough; until grep -q 'ended\\|failed' /tmp/rounds; do usleep 1000; done; cat /tmp/rounds";
     let said = guest.sh(line).unwrap();
-    let copied = said.lines().filter(|line| *line == "copied").count();
-    assert!(copied > 1 && said.trim_end().ends_with("copied"), "{said}");
+    assert!(said.ends_with("ended\n"), "{said}");
 
     let written = write_into_the_pmr(&lab, &controller);
     lab.suspend(|| controller.power_cut()).unwrap();
     assert!(content(&controller) == written);
-    let live = "until [ $(cat /sys/class/nvme/nvme0/state) = live ]; do usleep 10000; done";
-    guest.sh(live).unwrap();
+    let live = format!("[ $(cat /sys/class/nvme/{}/state) = live ]", ssd.controller);
+    guest
+        .sh(&format!("until {live}; do usleep 1000; done"))
+        .unwrap();
     assert_eq!(register(&lab, "PMRCTL"), ENABLED);
     for name in ["PMRMSC", "CMBMSC"] {
         assert_ne!(register(&lab, name) & MEMORY_SPACE_ENABLED, 0, "{name}");
@@ -125,15 +130,14 @@ fn an_unbind_makes_the_pmr_persistent() {
     guest
         .sh(&format!("echo {} > {driver}/bind", ssd.address))
         .unwrap();
-    guest.nvme("ssd0").unwrap();
+    let ssd = guest.nvme("ssd0").unwrap();
     let before = content(&controller);
     let written = write_into_the_pmr(&lab, &controller);
     assert!(written != before);
     controller.power_cut();
     assert!(content(&controller) == before);
-    guest
-        .sh("echo 1 > /sys/class/nvme/nvme0/reset_controller")
-        .unwrap();
+    let reset = format!("/sys/class/nvme/{}/reset_controller", ssd.controller);
+    guest.sh(&format!("echo 1 > {reset}")).unwrap();
     copy(&lab, THROUGH_THE_PMR);
     lab.finish();
 }
