@@ -150,7 +150,10 @@ fn buffers_that_no_copy_has_are_refused() {
     // More than the largest card has.
     refused(
         &run(&["run", "nvram-copy", "--size", "16GiB", "--chunk", "4GiB"]),
-        &["`size` is 64GiB, it must be 64MiB to 8GiB"],
+        &[
+            "chunks of 4GiB for each of 2 thread(s), 4 at a time, are more than the 4GiB of buffers",
+            "give a smaller --chunk, --threads or --depth",
+        ],
     );
 }
 

@@ -26,7 +26,7 @@ mkdir -p "$new/usr/lib" "$new/usr/src" "$new/proc" "$new/dev" "$new/tmp" "$new/g
 bind() {
     if [ -d "$1" ]; then mkdir -p "$2"; else : > "$2"; fi
     mount --bind "$1" "$2"
-    mount -o remount,bind,ro "$2"
+    mount -o remount,bind,ro "$2" 2> /dev/null || :
 }
 for path in "$tools"/usr/*; do
     case $path in */lib | */src) ;; *) bind "$path" "$new/usr/${path##*/}" ;; esac
@@ -195,6 +195,10 @@ fn a_patched_driver_needs_a_tree_with_its_source() {
         &source.join("drivers/nvme"),
         &tree.join("source/drivers/nvme"),
     );
+    // The patches change this header, too.
+    let header = "include/linux/nvme.h";
+    std::fs::create_dir_all(tree.join("source/include/linux")).unwrap();
+    std::fs::copy(source.join(header), tree.join("source").join(header)).unwrap();
     let output = machine.modules(&tree, "nvme");
     let module = std::fs::read(machine.built(&output, "nvme")).unwrap();
     // A parameter that only the patches give it.

@@ -94,6 +94,26 @@ fn a_pmr_that_is_not_fit_for_use_is_left_alone() {
     lab.finish();
 }
 
+/// The driver takes it for the removal of the controller when a lock is held that a reset wants: who reads the region's
+/// status all the time must not be able to make that so.
+#[test]
+fn who_reads_pmrsts_does_not_disturb_a_reset() {
+    let (lab, _) = lab("who_reads_pmrsts_does_not_disturb_a_reset");
+    let guest = lab.guest().unwrap();
+    let ssd = guest.nvme("ssd0").unwrap();
+    let controller = format!("/sys/class/nvme/{}", ssd.controller);
+    guest
+        .sh(&format!(
+            "for reader in 1 2 3 4; do (while [ ! -e /tmp/stop ]; do cat {controller}/pmrsts; done > /tmp/read.$reader 2>&1) & \
+             done; for round in 1 2 3 4 5 6 7 8; do echo 1 > {controller}/reset_controller || exit 1; done; \
+             touch /tmp/stop; wait; [ $(cat {controller}/state) = live ] && [ -s /tmp/read.1 ]"
+        ))
+        .unwrap();
+    assert_eq!(said(&lab, "reset failure"), 0);
+    copy(&lab, THROUGH_THE_PMR);
+    lab.finish();
+}
+
 /// A region that does not come back after a reset, when its pages are known and may be in use: nobody finds it any
 /// more, and commands whose data is there fail at once. The disk works on, and the next reset brings the region back.
 #[test]

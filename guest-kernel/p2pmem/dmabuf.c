@@ -9,6 +9,7 @@
 #include <linux/completion.h>
 #include <linux/dma-buf.h>
 #include <linux/dma-buf-mapping.h>
+#include <linux/dma-fence.h>
 #include <linux/dma-resv.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
@@ -215,11 +216,39 @@ static void p2pmem_still_waits(struct p2pmem_dmabuf *export)
 {
 	struct dma_buf_attachment *attach;
 
-	dma_resv_assert_held(export->dmabuf->resv);
+	dma_resv_lock(export->dmabuf->resv, NULL);
 	list_for_each_entry(attach, &export->dmabuf->attachments, node)
 		dev_warn(attach->dev,
 			 "is attached to memory of %s, which waits for transfers to end before it goes\n",
 			 pci_name(export->buf->p->pdev));
+	dma_resv_unlock(export->dmabuf->resv);
+}
+
+/*
+ * Returns when all transfers that importers have announced are at their end.
+ * Not under the reservation, if that can be: others want it to let go.
+ */
+static void p2pmem_wait_for_transfers(struct p2pmem_dmabuf *export)
+{
+	struct dma_resv *resv = export->dmabuf->resv;
+	struct dma_fence *fence;
+
+	for (;;) {
+		dma_resv_lock(resv, NULL);
+		if (dma_resv_get_singleton(resv, DMA_RESV_USAGE_BOOKKEEP,
+					   &fence)) {
+			dma_resv_wait_timeout(resv, DMA_RESV_USAGE_BOOKKEEP,
+					      false, P2PMEM_PATIENCE);
+			dma_resv_unlock(resv);
+			continue;
+		}
+		dma_resv_unlock(resv);
+		if (!fence)
+			return;
+		while (!dma_fence_wait_timeout(fence, false, P2PMEM_PATIENCE))
+			p2pmem_still_waits(export);
+		dma_fence_put(fence);
+	}
 }
 
 /* Returns when no importer uses the memory any more; none can map it again. */
@@ -230,17 +259,14 @@ static void p2pmem_revoke(struct p2pmem_dmabuf *export)
 	dma_resv_lock(resv, NULL);
 	export->revoked = true;
 	dma_buf_invalidate_mappings(export->dmabuf);
-	while (!dma_resv_wait_timeout(resv, DMA_RESV_USAGE_BOOKKEEP, false,
-				      P2PMEM_PATIENCE))
-		p2pmem_still_waits(export);
 	dma_resv_unlock(resv);
+	p2pmem_wait_for_transfers(export);
 	kref_put(&export->mappings, p2pmem_dmabuf_done);
 	while (!wait_for_completion_timeout(&export->unmapped,
-					    P2PMEM_PATIENCE)) {
-		dma_resv_lock(resv, NULL);
+					    P2PMEM_PATIENCE))
 		p2pmem_still_waits(export);
-		dma_resv_unlock(resv);
-	}
+	/* Who has unmapped only now may have begun another one before. */
+	p2pmem_wait_for_transfers(export);
 }
 
 /*

@@ -154,17 +154,20 @@ static int __init p2pmem_init(void)
 	ret = bus_register_notifier(&pci_bus_type, &p2pmem_notifier);
 	if (ret)
 		goto unregister_class;
-	p2pmem_start();
-	ret = p2pmem_scan();
-	if (ret)
-		goto unregister_notifier;
 	ret = pci_register_driver(&p2pmem_pci_driver);
 	if (ret)
 		goto unregister_notifier;
+	/*
+	 * Last, and never a failure: once there is a device somebody may have
+	 * it open, and then the module must stay.
+	 */
+	p2pmem_start();
+	if (p2pmem_scan())
+		pr_info("p2pmem: interrupted; write 1 to /sys/class/%s/rescan\n",
+			p2pmem_class.name);
 	return 0;
 
 unregister_notifier:
-	p2pmem_remove_all();
 	bus_unregister_notifier(&pci_bus_type, &p2pmem_notifier);
 unregister_class:
 	p2pmem_debugfs_exit();

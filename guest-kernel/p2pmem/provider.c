@@ -307,6 +307,9 @@ void p2pmem_remove_providers(struct pci_dev *pdev)
 		list_for_each_entry_safe(p, next, &p2pmem_list, node)
 			if (p->pdev == pdev)
 				list_move_tail(&p->node, &going);
+	/* One may wait for a search in the pool that it shares with others. */
+	list_for_each_entry(p, &going, node)
+		WRITE_ONCE(p->going, true);
 	list_for_each_entry_safe(p, next, &going, node)
 		p2pmem_remove(p);
 }
