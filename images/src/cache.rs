@@ -140,18 +140,24 @@ impl Cache {
         let _ = File::open(path).and_then(|dir| dir.set_modified(SystemTime::now()));
     }
 
-    /// Removes directories below `below` whose names begin with `prefix` and that nobody has touched for `age`. Only for
-    /// the holder of the lock.
+    /// Removes what is below `below`, has a name that begins with `prefix`, and has not been touched for `age`: so long
+    /// that nobody is about to use it.
     pub(crate) fn prune(&self, below: &str, prefix: &str, age: Duration) {
         let entries = fs::read_dir(self.root.join(below)).into_iter().flatten();
         for entry in entries.flatten() {
             let touched = entry.metadata().and_then(|m| m.modified());
             let is_old = touched.is_ok_and(|at| at.elapsed().is_ok_and(|since| since > age));
-            if is_old
-                && entry.file_name().to_string_lossy().starts_with(prefix)
-                && let Err(error) = fs::remove_dir_all(entry.path())
-            {
-                tracing::warn!(path = %entry.path().display(), %error, "cannot remove");
+            if !is_old || !entry.file_name().to_string_lossy().starts_with(prefix) {
+                continue;
+            }
+            let path = entry.path();
+            let removed = if path.is_dir() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+            if let Err(error) = removed {
+                tracing::warn!(path = %path.display(), %error, "cannot remove");
             }
         }
     }
@@ -393,6 +399,7 @@ mod tests {
         for name in ["module-old", "module-used", "other-old"] {
             make(name);
         }
+        fs::write(dir.path().join("builds/module-file"), "").unwrap();
         let day = Duration::from_secs(24 * 60 * 60);
         for entry in fs::read_dir(dir.path().join("builds")).unwrap().flatten() {
             let entry = File::open(entry.path()).unwrap();
@@ -401,7 +408,7 @@ mod tests {
         cache.touch(&dir.path().join("builds/module-used"));
         cache.prune("builds", "module-", 2 * day);
         let exists = |name: &str| dir.path().join("builds").join(name).exists();
-        assert!(!exists("module-old"));
+        assert!(!exists("module-old") && !exists("module-file"));
         assert!(exists("module-used") && exists("other-old"));
     }
 

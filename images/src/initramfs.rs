@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -34,6 +35,9 @@ pub struct InitramfsSpec {
     pub files: Vec<(PathBuf, String)>,
 }
 
+/// An archive that was not used for so long is removed: whoever changes a program of the guest's makes many.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// Builds initramfs archives.
 #[derive(Debug)]
 pub struct Initramfs;
@@ -55,10 +59,12 @@ impl Initramfs {
             .directory("initramfs")?
             .join(format!("{}.cpio", key(artifacts, spec)?));
         if path.is_file() {
+            cache.touch(&path);
             return Ok(path);
         }
         let archive = assemble(artifacts, spec)?;
         store(&archive, &path)?;
+        cache.prune("initramfs", "", KEPT);
         Ok(path)
     }
 }
