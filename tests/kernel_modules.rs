@@ -218,3 +218,51 @@ fn modules_of_the_topology_are_in_the_guest() {
     assert_eq!(guest.sh(look).unwrap(), "N\nN\n");
     lab.finish();
 }
+
+/// The header for user space, as a program includes it that is compiled with all warnings, and the layout that it has had
+/// from the beginning.
+#[test]
+fn user_space_compiles_with_the_header() {
+    let sizes = [
+        ("info", 48),
+        ("alloc", 24),
+        ("address", 8),
+        ("distance", 24),
+        ("export", 24),
+    ]
+    .map(|(name, size)| {
+        format!("_Static_assert(sizeof(struct p2pmem_{name}) == {size}, \"{name}\");\n")
+    })
+    .concat();
+    let ioctls = [
+        ("INFO", 0x8030_f400_u32),
+        ("FREE", 0x4008_f402),
+        ("EXPORT", 0xc018_f404),
+    ]
+    .map(|(name, number)| {
+        format!("_Static_assert(P2PMEM_IOC_{name} == {number:#x}u, \"{name}\");\n")
+    })
+    .concat();
+    let program =
+        format!("#include <linux/p2pmem.h>\n{sizes}{ioctls}int main(void) {{ return 0; }}\n");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("program.c");
+    std::fs::write(&file, program).unwrap();
+    let include = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../guest-kernel/p2pmem/include/uapi");
+    for standard in ["c11", "gnu17"] {
+        let output = std::process::Command::new("gcc")
+            .args(["-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Werror"])
+            .arg(format!("-std={standard}"))
+            .arg("-I")
+            .arg(&include)
+            .arg(&file)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}

@@ -260,6 +260,7 @@ fn stacked(name: &str) -> TestLab {
     }
     let cmb = CmbOptions::new(64 * MIB).mapped();
     topology = topology.nvme("ssd0", "sw0.0", Nvme::memory(GIB / 4).cmb_with(cmb));
+    topology = topology.own_module("p2pmem");
     for number in 1..4 {
         topology = topology.nvme(
             format!("ssd{number}"),
@@ -268,6 +269,13 @@ fn stacked(name: &str) -> TestLab {
         );
     }
     TestLab::start(name, topology.build().unwrap())
+}
+
+/// The CMB as the kernel gives it to user space, and as p2pmem.ko does.
+fn buffers(lab: &Lab) -> [String; 2] {
+    let guest = lab.guest().unwrap();
+    let stock = guest.nvme("ssd0").unwrap().p2pmem.unwrap();
+    [stock, p2pmem::node(&guest, "ssd0", 4).unwrap()]
 }
 
 /// Block device of SSD `number`.
@@ -299,22 +307,23 @@ fn is_right(output: &Output) -> bool {
     false
 }
 
-/// Peers' memory as source and as target of direct I/O on `place`, which takes ordinary memory: it is copied right, or
-/// refused with nothing changed. Whether it is copied.
+/// Peers' memory, by either of its nodes, as source and as target of direct I/O on `place`, which takes ordinary memory:
+/// it is copied right, or refused with nothing changed. Whether it is copied.
 fn takes_peer_memory(lab: &Lab, place: &str) -> bool {
     let ssd0 = disk(lab, 0);
-    let buffer = lab.guest().unwrap().nvme("ssd0").unwrap().p2pmem.unwrap();
-    // The buffer is good, for who takes such.
-    assert!(is_right(&copy_through(lab, &buffer, &ssd0, &ssd0)));
     assert!(is_right(&copy_through(lab, "memory", &ssd0, place)));
     let mut taken = Vec::new();
-    for (from, to) in [(ssd0.as_str(), place), (place, ssd0.as_str())] {
-        let before = sum(lab, to);
-        let right = is_right(&copy_through(lab, &buffer, from, to));
-        assert!(right || sum(lab, to) == before, "{from} to {to}");
-        taken.push(right);
+    for buffer in buffers(lab) {
+        // The buffer is good, for who takes such.
+        assert!(is_right(&copy_through(lab, &buffer, &ssd0, &ssd0)));
+        for (from, to) in [(ssd0.as_str(), place), (place, ssd0.as_str())] {
+            let before = sum(lab, to);
+            let right = is_right(&copy_through(lab, &buffer, from, to));
+            assert!(right || sum(lab, to) == before, "{from} to {to}");
+            taken.push(right);
+        }
     }
-    assert_eq!(taken[0], taken[1], "both directions alike");
+    assert!(taken.iter().all(|right| *right == taken[0]), "{taken:?}");
     taken[0]
 }
 
@@ -388,7 +397,6 @@ fn btrfs_copies_peer_memory() {
 fn a_pipe_takes_no_pages_of_peer_memory() {
     let lab = stacked("a_pipe_takes_no_pages_of_peer_memory");
     let guest = lab.guest().unwrap();
-    let buffer = guest.nvme("ssd0").unwrap().p2pmem.unwrap();
     let disk = disk(&lab, 1);
     let fio = |engine: &str, memory: &str| {
         let line = format!(
@@ -397,14 +405,16 @@ fn a_pipe_takes_no_pages_of_peer_memory() {
         );
         guest.try_system(&line).unwrap()
     };
-    let peer = format!("mmapshared:{buffer}");
-    let refused = fio("splice", &peer);
-    assert!(!refused.status.success(), "{refused:?}");
-    let said = refused.text() + &refused.error_text();
-    assert!(said.contains("Remote I/O error"), "{said}");
-    for (engine, memory) in [("splice", "malloc"), ("psync", peer.as_str())] {
-        let output = fio(engine, memory);
-        assert!(output.status.success(), "{engine}, {memory}: {output:?}");
+    for buffer in buffers(&lab) {
+        let peer = format!("mmapshared:{buffer}");
+        let refused = fio("splice", &peer);
+        assert!(!refused.status.success(), "{refused:?}");
+        let said = refused.text() + &refused.error_text();
+        assert!(said.contains("Remote I/O error"), "{said}");
+        for (engine, memory) in [("splice", "malloc"), ("psync", peer.as_str())] {
+            let output = fio(engine, memory);
+            assert!(output.status.success(), "{engine}, {memory}: {output:?}");
+        }
     }
     lab.finish();
 }

@@ -139,9 +139,13 @@ fn statistics_are_exact() {
     let holding = format!(
         "p2pmemtest hold {memory} {disk} {address} > /tmp/held & echo $! > /tmp/pid; \
          until grep -q ready /tmp/held; do usleep 10000; done; \
-         p2pcopy --size 128MiB --chunk 4KiB --buffer {foreign} {disk} {disk} > /dev/null 2>&1 & sleep 1"
+         setsid p2pcopy --size 128MiB --chunk 1MiB --buffer {foreign} {disk} {disk} > /dev/null 2>&1 < /dev/null & \
+         until [ $(cat $(dirname {foreign})/available) -lt {left} ]; do kill -0 $! && usleep 1000 || exit 1; done; \
+         kill -STOP $!; cat $(dirname {foreign})/available; echo $!",
+        left = 64 * MIB - 24 * 4096
     );
-    guest.sh(&holding).unwrap();
+    let others = guest.sh(&holding).unwrap();
+    let (available, other) = others.trim().split_once('\n').unwrap();
     let held = stats(&guest, &memory);
     let expected = [
         ("size", 64 * MIB),
@@ -158,7 +162,9 @@ fn statistics_are_exact() {
     for (key, value) in expected {
         assert_eq!(stat(&held, key), value, "{key} of {held:?}");
     }
-    assert!(stat(&held, "free") <= 64 * MIB - 24 * 4096, "{held:?}");
+    assert_eq!(stat(&held, "free").to_string(), available, "{held:?}");
+    assert!(stat(&held, "free") < 64 * MIB - 24 * 4096, "{held:?}");
+    guest.sh(&format!("kill -CONT {other}")).unwrap();
     guest
         .sh("kill $(cat /tmp/pid); wait; killall p2pcopy; while pidof p2pcopy; do usleep 10000; done; :")
         .unwrap();

@@ -6,6 +6,7 @@ use p2plab::lab::{GuestNvme, Lab};
 use p2plab::topology::{CmbOptions, MIB, PmrOptions};
 use p2plab_nvme::{NvmeController, PmrCondition};
 use p2plab_tests::TestLab;
+use p2plab_tests::p2pmem::{LOAD_P2PMEM, node};
 
 use crate::pmr_kernel::{ENABLED, attribute, copy, disk, p2pmem, register, two_ssds};
 
@@ -22,8 +23,12 @@ const THROUGH_THE_CMB: &str = "--size 4MiB --chunk 1MiB";
 fn lab(name: &str) -> (TestLab, Arc<NvmeController>) {
     let cmb = CmbOptions::new(CMB).data_only();
     let ssd = disk().cmb_with(cmb).pmr(PmrOptions::memory(PMR));
-    let lab = TestLab::start(name, two_ssds("pmr-faults", ssd, "nvme"));
-    lab.guest().unwrap().nvme("ssd0").unwrap();
+    let mut topology = two_ssds("pmr-faults", ssd, "nvme");
+    topology.guest.own_modules.push("p2pmem".into());
+    let lab = TestLab::start(name, topology);
+    let guest = lab.guest().unwrap();
+    guest.nvme("ssd0").unwrap();
+    guest.sh("rmmod p2pmem").unwrap();
     let controller = Arc::clone(lab.devices().device("ssd0").unwrap().nvme().unwrap());
     (lab, controller)
 }
@@ -146,10 +151,21 @@ fn a_pmr_that_is_lost_by_a_reset_is_not_published() {
                 "p2pcopy --check --size 4MiB --destination-offset 8MiB {disk} {disk}"
             ))
             .unwrap();
+        // p2pmem.ko finds nothing when it is loaded now, and what is published later when it is told to look.
+        let node = node(&guest, "ssd0", 2).unwrap();
+        guest
+            .sh(&format!("{LOAD_P2PMEM} && [ ! -e {node} ]"))
+            .unwrap();
         controller.set_pmr_condition(PmrCondition::Sound);
         reset(&lab, &ssd);
         assert_eq!(p2pmem(&lab, &ssd), format!("{} 1 ", CMB + PMR));
         assert_eq!(register(&lab, "PMRCTL"), ENABLED);
+        let look = "echo 1 > /sys/class/p2pmem_dev/rescan";
+        guest
+            .sh(&format!(
+                "[ ! -e {node} ] && {look} && [ -e {node} ] && rmmod p2pmem"
+            ))
+            .unwrap();
         copy(&lab, THROUGH_THE_PMR);
     }
     assert_eq!(

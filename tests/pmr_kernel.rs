@@ -212,7 +212,7 @@ fn unbinding_disables_the_pmr() {
     lab.finish();
 }
 
-/// A device whose PMR is in use may be unplugged; the driver lets go of all of it.
+/// A device whose PMR was used may be unplugged; the driver lets go of all of it. (`p2pmem_surprise` pulls one out in use.)
 #[test]
 fn an_ssd_with_a_pmr_is_unplugged() {
     let ssd = disk().pmr(PmrOptions::memory(PMR)).intx();

@@ -176,6 +176,8 @@ void p2pmem_revoke_buffers(struct p2pmem *p)
  * @buf: the buffer
  * @first: the part's first page
  * @nr: its number of pages
+ *
+ * Return: their number, 1 at least
  */
 unsigned long p2pmem_buffer_pieces(struct p2pmem_buffer *buf,
 				   unsigned long first, unsigned long nr)

@@ -11,6 +11,8 @@
  * so a device is looked at when it has been bound; who publishes later is found
  * by writing 1 to /sys/class/p2pmem_dev/rescan.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/device/bus.h>
 #include <linux/device/class.h>
 #include <linux/kdev_t.h>
@@ -111,6 +113,8 @@ const struct class p2pmem_class = {
 /**
  * p2pmem_devt - the first of the two device numbers of a device
  * @id: N of p2pmemN
+ *
+ * Return: that of /dev/p2pmemN; the next one is that of its name by address
  */
 dev_t p2pmem_devt(int id)
 {
@@ -163,7 +167,7 @@ static int __init p2pmem_init(void)
 	 */
 	p2pmem_start();
 	if (p2pmem_scan())
-		pr_info("p2pmem: interrupted; write 1 to /sys/class/%s/rescan\n",
+		pr_info("interrupted; write 1 to /sys/class/%s/rescan\n",
 			p2pmem_class.name);
 	return 0;
 

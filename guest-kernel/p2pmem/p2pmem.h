@@ -62,7 +62,7 @@
  */
 struct p2pmem_pool {
 	struct kref ref;
-	struct mutex search; /* see above */
+	struct mutex search; /* one search for memory at a time */
 };
 
 /**

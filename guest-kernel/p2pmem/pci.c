@@ -15,7 +15,6 @@
 
 #include "p2pmem.h"
 
-#define PCI_VENDOR_ID_MICROSEMI		0x11f8
 #define PCI_DEVICE_ID_MICROSEMI_NVRAM	0xf117
 
 /* The card's memory is there; its registers are in another BAR. */

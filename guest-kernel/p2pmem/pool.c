@@ -118,6 +118,8 @@ static void p2pmem_free_others(struct p2pmem *p, struct list_head *others)
 }
 
 /*
+ * To be a function of P2PDMA, as p2pmem_alloc_mmap() does the same in there.
+ *
  * Gives each page of a piece a life of its own, which ends in P2PDMA's
  * folio_free(): that returns one page to the pool and drops one reference of
  * the page map. pci_alloc_p2pmem() has taken one reference for the piece.
@@ -196,7 +198,10 @@ int p2pmem_get_pages(struct p2pmem *p, struct page **pages, unsigned long nr,
 	return ret;
 }
 
-/* P2PDMA tells how much of a pool is free in sysfs only. */
+/*
+ * P2PDMA tells how much of a pool is free in sysfs only; to be a function of it,
+ * pci_p2pmem_available().
+ */
 static int p2pmem_read_available(struct pci_dev *pdev, u64 *available)
 {
 	struct device_attribute *attr;

@@ -55,11 +55,16 @@ impl TestLab {
         }
     }
 
-    /// Ends the lab in order: power-off, laws of the counters, marker.
+    /// Ends the lab in order: power-off, laws of the counters, marker. The guest's kernel must not have warned (WARN, a
+    /// lock's misuse) on its console.
     ///
     /// # Panics
     /// Where any of it fails.
     pub fn finish(self) {
+        if let Ok(qemu) = self.lab.qemu() {
+            let warnings = qemu.console.warnings();
+            assert!(warnings.is_empty(), "{}", warnings.join("\n"));
+        }
         if let Err(error) = self.lab.finish() {
             panic!("the lab does not end well: {error}");
         }
