@@ -16,13 +16,17 @@ impl Lab {
     /// [`attach`](Self::attach) plugs it in again.
     ///
     /// # Errors
-    /// A guest that does not let go, no such endpoint, or one with MSI-X, whose unplug QEMU does not survive.
+    /// A guest that does not let go, no such endpoint, or one with MSI-X, whose unplug QEMU does not survive. Another call
+    /// asks again.
     pub fn detach(&mut self, name: &str) -> Result<(), LabError> {
         self.check_can_leave(name)?;
-        let id = self.devices.device(name)?.qemu_id();
+        let device = self.devices.device(name)?;
         let deadline = Deadline::new(format!("the guest to let go of {name}"), wait::HOTPLUG);
         let machine = self.machine()?;
-        unplug(machine, &id, &deadline).map_err(|e| machine.cause(e.into()))?;
+        // A guest that took too long for a call before this one may have let go since.
+        if device.is_connected() {
+            unplug(machine, &device.qemu_id(), &deadline).map_err(|e| machine.cause(e.into()))?;
+        }
         self.put_away(name)?;
         self.device_log
             .note(&format!("{name} is detached and its server stopped"));
