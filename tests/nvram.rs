@@ -407,3 +407,28 @@ fn a_card_is_detached_under_a_running_guest() {
         .unwrap();
     lab.finish();
 }
+
+/// The card is pulled out, and is without power until it is back: an armed one has what it held, and one that the guest
+/// had disarmed has lost it.
+#[test]
+fn a_card_that_is_pulled_out_loses_its_power() {
+    let name = "a_card_that_is_pulled_out_loses_its_power";
+    let mut lab = TestLab::start(name, with_card("pulled", Nvram::memory(SIZE).mapped()));
+    for (arm, expected) in [(1, outcome::RESTORED), (0, outcome::DISARMED)] {
+        let nv = InGuest::find(&lab);
+        nv.set(offset::CTRL, arm);
+        assert_eq!(nv.armed(), arm == 1);
+        nv.fill(3 + u64::from(arm));
+        lab.surprise_remove("nv0").unwrap();
+        lab.attach("nv0").unwrap();
+        let nv = InGuest::find(&lab);
+        assert_eq!(nv.register(offset::PFAIL), u32::from(expected));
+        assert!(nv.armed(), "as configured");
+        if arm == 1 {
+            nv.assert_filled(4, "armed");
+        } else {
+            assert_eq!(nv.read(nv.memory + PLACES[0], 64), u64::MAX);
+        }
+    }
+    lab.finish();
+}

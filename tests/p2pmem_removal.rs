@@ -77,9 +77,9 @@ fn removed_under_a_copy() {
     let (lab, memory) = cmb("p2pmem_removed_under_a_copy");
     for (away, again) in AWAY {
         memory.back(&lab);
-        memory.copy(&lab);
+        let before = memory.copy(&lab);
         memory.sh(&lab, away);
-        memory.copy_failed(&lab);
+        memory.copy_failed(&lab, &before);
         memory.sh(&lab, again);
         memory.back(&lab);
     }
@@ -105,10 +105,10 @@ fn a_card_is_unplugged_while_in_use() {
 fn unplugged((mut lab, memory): (TestLab, Memory)) {
     memory.back(&lab);
     memory.hold(&lab);
-    memory.copy(&lab);
+    let before = memory.copy(&lab);
     lab.detach(&memory.name).unwrap();
     memory.released(&lab);
-    memory.copy_failed(&lab);
+    memory.copy_failed(&lab, &before);
     memory.gone(&lab);
     lab.attach(&memory.name).unwrap();
     memory.back(&lab);
@@ -197,7 +197,11 @@ fn the_module_goes_during_a_rescan() {
     for _ in 0..10 {
         memory.sh(
             &lab,
-            &format!("until [ -s /tmp/scans ]; do :; done; rmmod p2pmem && [ ! -e MEMORY ] && rm /tmp/scans; {LOAD_P2PMEM}"),
+            &format!(
+                // The first line may be of a scan that ended before.
+                "rm -f /tmp/scans; until [ $(cat /tmp/scans 2> /dev/null | wc -l) -ge 2 ]; do :; done; \
+                 rmmod p2pmem && [ ! -e MEMORY ] && {LOAD_P2PMEM}"
+            ),
         );
         memory.back(&lab);
     }

@@ -2,7 +2,7 @@
 
 use p2plab::topology::{CmbOptions, GIB, MIB, Nvme, Nvram, PmrOptions, Topology, TopologyBuilder};
 use p2plab_tests::TestLab;
-use p2plab_tests::p2pmem::{CMB_BAR, GONE, Memory, NVRAM_BAR, PMR_BAR, assert_quiet, start, user};
+use p2plab_tests::p2pmem::{CMB_BAR, Memory, NVRAM_BAR, PMR_BAR, assert_quiet, start, user};
 
 /// Bytes of each memory.
 const SIZE: u64 = 64 * MIB;
@@ -48,11 +48,11 @@ fn pulled_out(mut lab: TestLab, name: &str, bar: u8) {
     let memory = Memory::of(&lab, name, bar, SIZE);
     memory.back(&lab);
     memory.hold(&lab);
-    memory.copy(&lab);
+    let before_copy = memory.copy(&lab);
     let before = lab.traffic();
     lab.surprise_remove(name).unwrap();
     memory.released(&lab);
-    memory.copy_failed(&lab);
+    memory.copy_failed(&lab, &before_copy);
     memory.gone(&lab);
     let traffic = lab.traffic().since(&before);
     let nobody = traffic.port("rp0").unwrap().unsupported_requests;
@@ -61,6 +61,9 @@ fn pulled_out(mut lab: TestLab, name: &str, bar: u8) {
     lab.attach(name).unwrap();
     memory.back(&lab);
     memory.sh(&lab, "rmmod p2pmem && rmmod dmabuf_importer");
-    assert_quiet(&lab, &GONE);
+    assert_quiet(
+        &lab,
+        &memory.lost_transfers().each_ref().map(String::as_str),
+    );
     lab.finish();
 }

@@ -2,8 +2,9 @@
 
 use p2plab::lab::LabError;
 use p2plab::topology::{GIB, Nvme, Topology};
-use p2plab::wait;
+use p2plab::wait::{self, Deadline};
 use p2plab_tests::TestLab;
+use serde_json::json;
 
 /// Losses of power that an SSD was not told of before (SMART / Health Information log).
 pub fn unsafe_shutdowns(lab: &TestLab, name: &str) -> u64 {
@@ -42,18 +43,81 @@ fn an_ssd_is_pulled_out_of_a_root_port_and_comes_back() {
     pulled_out_and_back(lab, 2);
 }
 
+/// A removal that has failed in the middle is done by the next call, wherever it was; an endpoint that QEMU refuses is
+/// attached by the next call, when QEMU takes it.
+#[test]
+fn what_was_interrupted_can_be_repeated() {
+    let topology = Topology::builder("surprise-again")
+        .root_port("rp0")
+        .switch("sw0", "rp0", 4)
+        .nvme("ssd0", "sw0.0", Nvme::memory(GIB / 4).intx());
+    let name = "what_was_interrupted_can_be_repeated";
+    let mut lab = TestLab::start(name, topology.build().unwrap());
+    let sh = |lab: &TestLab, line: &str| lab.guest().unwrap().sh(line).unwrap();
+    let id = lab.devices().device("ssd0").unwrap().qemu_id();
+    let squatter =
+        json!({"driver": "virtserialport", "bus": "serial.0", "id": id, "name": "squatter"});
+    for qemu_was_told in [false, true] {
+        let ssd = lab.guest().unwrap().nvme("ssd0").unwrap();
+        let disk = &ssd.block_device;
+        sh(
+            &lab,
+            &format!(
+                "p2pcopy --check --size 1MiB {disk} {disk} --destination-offset 32MiB && dmesg -c > /dev/null"
+            ),
+        );
+        let port = sh(
+            &lab,
+            &format!(
+                "basename $(dirname $(readlink -f /sys/bus/pci/devices/{}))",
+                ssd.address
+            ),
+        );
+        let port = port.trim();
+        // As `surprise_remove` does first: power and its indicator are on when pciehp is done with the arrival.
+        let control = format!("setpci -s {port} CAP_EXP+18.w");
+        sh(
+            &lab,
+            &format!("until [ $((0x$({control}) & 0x700)) = 256 ]; do usleep 10000; done"),
+        );
+        lab.devices().fabric().unplug("ssd0").unwrap();
+        if qemu_was_told {
+            // No hot-plug interrupt, and both off, as it leaves them for a moment.
+            sh(&lab, &format!("{control}=0700:0720"));
+        }
+        lab.surprise_remove("ssd0").unwrap();
+        let line = "until dmesg | grep 'Card not present'; do usleep 10000; done";
+        sh(&lab, line);
+
+        let deadline = Deadline::new("QEMU to add a port", wait::HOTPLUG);
+        let monitor = &lab.qemu().unwrap().qmp;
+        monitor.device_add(squatter.clone(), &deadline).unwrap();
+        let refused = lab.attach("ssd0").unwrap_err();
+        assert!(
+            refused.to_string().contains("QEMU refuses device_add"),
+            "{refused}"
+        );
+        let monitor = &lab.qemu().unwrap().qmp;
+        monitor.device_del(&id, &deadline).unwrap();
+        lab.attach("ssd0").unwrap();
+    }
+    lab.guest().unwrap().nvme("ssd0").unwrap();
+    lab.finish();
+}
+
 /// SSD `ssd0`, that many times, with reads on their way.
 fn pulled_out_and_back(mut lab: TestLab, times: u64) {
     let sh = |lab: &TestLab, line: &str| lab.guest().unwrap().sh(line).unwrap();
     let mut ssd = lab.guest().unwrap().nvme("ssd0").unwrap();
     for time in 1..=times {
         let disk = &ssd.block_device;
-        let copy = "p2pcopy --check --size 8MiB --destination-offset 16MiB";
+        // Another pattern each time, so that neither zeros nor what was there before pass.
+        let copy = format!("p2pcopy --check --seed {time} --size 8MiB");
         let read = format!("dd if={disk} of=/dev/null bs=1M iflag=direct");
         sh(
             &lab,
             &format!(
-                "{copy} {disk} {disk}; dmesg -c > /dev/null; (while {read}; do :; done; touch /tmp/ended) 2> /tmp/dd &"
+                "{copy} {disk} {disk} --destination-offset 16MiB && dmesg -c > /dev/null && ((while {read}; do :; done; touch /tmp/ended) 2> /tmp/dd &)"
             ),
         );
         lab.surprise_remove("ssd0").unwrap();
@@ -82,7 +146,7 @@ fn pulled_out_and_back(mut lab: TestLab, times: u64) {
         sh(
             &lab,
             &format!(
-                "cmp -n 8388608 {disk} {disk} 0 16777216 && p2pcopy --check --size 1MiB {disk} {disk} --destination-offset 32MiB"
+                "{copy} --seeded {disk} {disk} --destination-offset 32MiB && cmp -n 8388608 {disk} {disk} 0 16777216"
             ),
         );
     }

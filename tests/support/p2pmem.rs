@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use p2plab::lab::{Guest, GuestNvme, LabError};
 use p2plab::topology::{GIB, NamespaceOptions, Nvme, TopologyBuilder};
+use p2plab_pcie::{TlpKind, Traffic};
 
 use crate::TestLab;
 
@@ -25,15 +26,6 @@ pub const AWAY: [(&str, &str); 2] = [
         "echo 1 > /sys/bus/pci/devices/OWNER/remove",
         "echo 1 > /sys/bus/pci/rescan",
     ),
-];
-/// What the kernel says of a transfer whose buffer was pulled out: Data Transfer Error, and what that means to the block
-/// layer.
-pub const GONE: [&str; 4] = [
-    "I/O Error (sct 0x0 / sc 0x4)",
-    "I/O error, dev nvme",
-    // There would be more of the same.
-    "nvme_log_error: ",
-    "blk_print_req_error: ",
 ];
 /// What the kernel says of modules that are not its own.
 const LOADING: [&str; 2] = ["loading out-of-tree module", "module verification failed"];
@@ -73,7 +65,7 @@ pub fn node(guest: &Guest<'_>, name: &str, bar: u8) -> Result<String, LabError> 
 }
 
 /// What the kernel has logged since [`start`] that is a warning or worse, without lines that have one of `expected` in
-/// them.
+/// them; a `*` in one is for anything.
 ///
 /// # Errors
 /// The agent's.
@@ -91,8 +83,16 @@ pub fn complaints_in(log: &str, expected: &[&str]) -> Vec<String> {
     let lines = log
         .lines()
         .filter(|line| level(line).is_some_and(|level| level <= 4))
-        .filter(|line| !expected.iter().any(|word| line.contains(word)));
+        .filter(|line| !expected.iter().any(|words| has(line, words)));
     lines.map(str::to_owned).collect()
+}
+
+/// Whether `line` has `words` in it, whose parts between `*` come in that order.
+fn has(line: &str, words: &str) -> bool {
+    let rest = words
+        .split('*')
+        .try_fold(line, |rest, part| Some(rest.split_once(part)?.1));
+    rest.is_some()
 }
 
 /// The kernel has not complained but about our modules, which are not its own, and what has one of `expected` in it.
@@ -206,21 +206,25 @@ impl Memory {
         assert!(text.contains("5 passed, 0 failed"), "{text}");
     }
 
-    /// Copies through the memory until it is gone. Returns when transfers are under way.
-    pub fn copy(&self, lab: &TestLab) {
+    /// Copies through the memory until it is gone. Returns when transfers are under way, with the counters of before.
+    pub fn copy(&self, lab: &TestLab) -> Traffic {
+        let before = lab.traffic();
         self.sh(
             lab,
             "p2pcopy --size 256GiB --chunk 256KiB --depth 4 --threads 2 --buffer MEMORY ENDLESS ENDLESS \
              --destination-offset 512GiB > /tmp/copy-NAME 2>&1 & echo $! > /tmp/copier-NAME; \
-             while grep -q '^ *0 *0$' /sys/class/block/$(basename ENDLESS)/inflight; do kill -0 $(cat /tmp/copier-NAME) || break; done",
+             while grep -q '^ *0 *0$' /sys/class/block/$(basename ENDLESS)/inflight; do \
+             kill -0 $(cat /tmp/copier-NAME) || { cat /tmp/copy-NAME >&2; exit 1; }; done",
         );
+        before
     }
 
-    /// Waits for the end of the copy, which must be an error that tells of it, and copies on the disk without it.
+    /// Waits for the end of the copy, which must be an error that tells of it, and copies on the disk without it. Bytes must
+    /// have gone into the memory, or requests to where it was, since `before`, which [`copy`](Self::copy) returned.
     ///
     /// # Panics
-    /// Where it is not.
-    pub fn copy_failed(&self, lab: &TestLab) {
+    /// Where it is not, or nothing has.
+    pub fn copy_failed(&self, lab: &TestLab, before: &Traffic) {
         let said = self.sh(
             lab,
             "while kill -0 $(cat /tmp/copier-NAME) 2> /dev/null; do usleep 10000; done; tail -n 1 /tmp/copy-NAME; \
@@ -235,9 +239,26 @@ impl Memory {
             "Input/output error",
         ];
         assert!(possible.iter().any(|why| said.contains(why)), "{said}");
+        let traffic = lab.traffic().since(before);
+        let moved = traffic.between("ssd1", &self.name, TlpKind::MWr);
+        let refused: u64 = traffic.ports.iter().map(|p| p.unsupported_requests).sum();
+        assert!(moved.payload_bytes + refused > 0, "{said}\n{traffic}");
     }
 
-    /// Waits until the memory is there, all of it free, and a copy passes through it.
+    /// What the kernel says of transfers of `ssd1` whose buffer was pulled out: Data Transfer Error, and what that means to
+    /// the block layer.
+    pub fn lost_transfers(&self) -> [String; 4] {
+        let disk = self.endless.trim_start_matches("/dev/");
+        [
+            format!(" {disk}: *I/O Error (sct 0x0 / sc 0x4)"),
+            format!("I/O error, dev {disk}, "),
+            // There would be more of the same.
+            "nvme_log_error: *callbacks suppressed".to_owned(),
+            "blk_print_req_error: *callbacks suppressed".to_owned(),
+        ]
+    }
+
+    /// Waits until the memory is there, all of it free, and a copy passes through it, after which all of it is free again.
     ///
     /// # Panics
     /// Where it is not, or does not.
@@ -247,6 +268,7 @@ impl Memory {
             lab,
             "p2pcopy --check --size 1MiB --chunk 256KiB --depth 2 --buffer MEMORY DISK DISK --destination-offset 8MiB",
         );
+        self.is_free(lab);
     }
 
     /// Waits until the memory is there, all of it free.
@@ -271,5 +293,26 @@ impl Memory {
     /// Where it is not.
     pub fn gone(&self, lab: &TestLab) {
         self.sh(lab, "[ ! -e MEMORY ]");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_expected_is_no_complaint() {
+        let log = "<4>[1.0] nvme0n2: I/O Cmd(0x2) @ LBA 8, 8 blocks, I/O Error (sct 0x0 / sc 0x4) MORE\n\
+                   <3>[1.1] I/O error, dev nvme0n1, sector 8 op 0x0:(READ)\n<6>[1.2] fine\n";
+        let disk = " nvme0n2: *I/O Error (sct 0x0 / sc 0x4)";
+        assert_eq!(
+            complaints_in(log, &[disk, "I/O error, dev nvme0n1, "]).len(),
+            0
+        );
+        assert_eq!(
+            complaints_in(log, &[disk, "I/O error, dev nvme0n2, "]).len(),
+            1
+        );
+        assert_eq!(complaints_in(log, &["sc 0x4*nvme0n2"]).len(), 2);
     }
 }

@@ -80,7 +80,7 @@
 //! | guest: crash, reboot, reset; Function Level Reset, hot reset, D3hot | everything |
 //! | QEMU, killed | everything |
 //! | the card's process, killed at any moment (SIGKILL) | everything, where CAP.FILE is set: the host's kernel has it |
-//! | the model's power ([`NvramCard::power_cut`]) | everything, where STS.ARMED is set |
+//! | the model's power ([`NvramCard::power_cut`]), which it also loses with its slot in a lab | everything, where STS.ARMED is set |
 //! | the host's power, or its kernel | what the last flush that succeeded had found, and whatever else the kernel had written back by then, in no order |
 //!
 //! A flush (fdatasync) brings all that has arrived before it to the file's medium, as well as the host's drives keep what

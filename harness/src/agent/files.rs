@@ -108,6 +108,18 @@ impl AgentClient {
         self.write_at(bytes, guest_path, 0, deadline)
     }
 
+    /// Has an empty file made, and waits for no answer: the guest is about to do what none gets out of.
+    pub fn touch_unanswered(&self, guest_path: &str, deadline: Duration) -> Result<(), AgentError> {
+        let request = Request::Write {
+            path: guest_path.to_owned(),
+            offset: 0,
+            data: Bytes(Vec::new()),
+            create: Some(0o600),
+        };
+        self.send(&format!("touch {guest_path}"), request, b"", deadline)
+            .map(drop)
+    }
+
     /// Writes a few bytes to a file of the guest that exists, at `offset` and in one piece: registers in a function's
     /// configuration space, say.
     pub fn write_at(

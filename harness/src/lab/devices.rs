@@ -60,6 +60,15 @@ impl Model {
             Self::Nvram(card) => card.clone(),
         }
     }
+
+    /// It was taken out of its slot.
+    fn lose_power(&self) {
+        match self {
+            // With its link, which to a controller is the machine around it.
+            Self::Nvme(_) => {}
+            Self::Nvram(card) => card.power_cut(),
+        }
+    }
 }
 
 impl Devices {
@@ -117,7 +126,9 @@ impl Devices {
         address: SocketAddress,
     ) -> Result<(), LabError> {
         let function = self.fabric.plug(port, name, model.endpoint())?;
-        let server = Server::bind(address, function.clone())?;
+        // What nobody can reach is not plugged in.
+        let server = Server::bind(address, function.clone())
+            .inspect_err(|_| drop(self.fabric.unplug(name)))?;
         let socket = server.path().map(Path::to_owned).unwrap_or_default();
         self.devices.push(Device {
             name: name.to_owned(),
@@ -206,17 +217,25 @@ impl Devices {
     }
 
     /// Takes the link of endpoint `name` down, as a card's that is pulled out: it does no more DMA, and its server answers
-    /// as an empty slot does. QEMU, which does not know, is to be told.
+    /// as an empty slot does. QEMU, which does not know, is to be told. Does nothing where it is down.
     ///
     /// # Errors
     /// [`LabError::UnknownEndpoint`].
     pub(super) fn link_down(&self, name: &str) -> Result<(), LabError> {
         self.device(name)?;
-        Ok(self.fabric.unplug(name)?)
+        if self.has_link(name) {
+            self.fabric.unplug(name)?;
+        }
+        Ok(())
     }
 
-    /// Stops the server of endpoint `name` and unplugs it from the fabric. A QEMU that still has the device
-    /// does not survive this: unplug it there first.
+    /// Whether the link of endpoint `name` is up.
+    pub(super) fn has_link(&self, name: &str) -> bool {
+        self.fabric.find(name).is_some()
+    }
+
+    /// Stops the server of endpoint `name` and unplugs it from the fabric; it loses its power. A QEMU that still has the
+    /// device does not survive this: unplug it there first.
     ///
     /// # Errors
     /// [`LabError::UnknownEndpoint`].
@@ -227,10 +246,14 @@ impl Devices {
             .partition::<Vec<_>, _>(|device| device.name == name);
         self.devices = kept;
         self.removed.extend(removed.iter().map(Device::removed));
+        let models: Vec<Model> = removed.iter().map(|device| device.model.clone()).collect();
         // Ends the server.
         drop(removed);
-        if self.fabric.find(name).is_some() {
+        if self.has_link(name) {
             self.fabric.unplug(name)?;
+        }
+        for model in models {
+            model.lose_power();
         }
         Ok(())
     }
@@ -324,6 +347,11 @@ impl Device {
             port: self.port.clone(),
             model: self.model.clone(),
         }
+    }
+
+    /// Whether a client, QEMU, is connected.
+    pub(super) fn is_connected(&self) -> bool {
+        self.wait_disconnected(Instant::now()).is_err()
     }
 
     /// Waits until no client is connected and the function was reset after the last one.
@@ -454,6 +482,8 @@ fn build_fabric(shape: &MachineShape) -> Result<Arc<Fabric>, FabricError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
     use crate::topology::{CmbOptions, MIB, Nvme, Nvram};
 
@@ -500,6 +530,8 @@ mod tests {
         let card = devices.device("nv0").unwrap().nvram().unwrap().clone();
         assert!(devices.slot_of_removed("nv0").is_err(), "it is plugged in");
         devices.link_down("nv0").unwrap();
+        assert!(!devices.has_link("nv0"));
+        devices.link_down("nv0").unwrap();
         devices.remove("nv0").unwrap();
         assert!(devices.device("nv0").is_err());
         assert!(devices.plug_again("nv1").is_err());
@@ -509,5 +541,45 @@ mod tests {
         assert!(Arc::ptr_eq(device.nvram().unwrap(), &card));
         assert!(device.socket().exists());
         assert!(devices.plug_again("nv0").is_err(), "only once");
+        assert!(devices.has_link("nv0"));
+    }
+
+    /// A card in no slot has no power: what it held is there if it was armed.
+    #[test]
+    fn what_is_taken_out_loses_its_power() {
+        for (card, expected) in [
+            (Nvram::memory(64 * MIB), 0x5a),
+            (Nvram::memory(64 * MIB).disarmed(), 0xff),
+        ] {
+            let builder = Topology::builder("t").root_port("rp0");
+            let topology = builder.nvram("nv0", "rp0", card).build().unwrap();
+            let mut devices = Devices::start(&topology, None).unwrap();
+            let card = devices.device("nv0").unwrap().nvram().unwrap().clone();
+            card.memory().file().write_all_at(&[0x5a], 4096).unwrap();
+            devices.remove("nv0").unwrap();
+            let mut byte = [0];
+            card.memory().file().read_exact_at(&mut byte, 4096).unwrap();
+            assert_eq!(byte[0], expected);
+            devices.plug_again("nv0").unwrap();
+            let dump = devices.device("nv0").unwrap().function().dump();
+            assert_eq!(
+                dump["endpoint"]["registers"]["POWER_CUTS"], "0x1",
+                "{dump:#}"
+            );
+        }
+    }
+
+    /// An endpoint that cannot be served is in no port, and can be plugged in when it can.
+    #[test]
+    fn what_cannot_be_served_is_not_plugged_in() {
+        let builder = Topology::builder("t").root_port("rp0");
+        let builder = builder.nvram("nv0", "rp0", Nvram::memory(64 * MIB));
+        let mut devices = Devices::start(&builder.build().unwrap(), None).unwrap();
+        let model = devices.devices[0].model.clone();
+        devices.remove("nv0").unwrap();
+        let nowhere = SocketAddress::Path("/nonexistent/nv0.sock".into());
+        assert!(devices.plug("nv0", "rp0", model, nowhere).is_err());
+        assert!(!devices.has_link("nv0") && devices.device("nv0").is_err());
+        devices.plug_again("nv0").unwrap();
     }
 }

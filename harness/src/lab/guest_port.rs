@@ -35,8 +35,9 @@ pub(super) struct GuestPort<'a> {
     config: String,
     /// Offset of Slot Control in it.
     slot_control: usize,
-    /// What the kernel says of the thread of the port's hot-plug interrupt.
-    thread: String,
+    /// What the kernel says of the thread of the port's hot-plug interrupt, and of those of other ports that share its
+    /// number (which INTx may): nothing tells them apart.
+    threads: Vec<String>,
 }
 
 impl<'a> GuestPort<'a> {
@@ -53,13 +54,16 @@ impl<'a> GuestPort<'a> {
         let config = format!("{folder}/config");
         let bytes = agent.get(&config, CONFIGURATION, wait::AGENT_COMMAND)?;
         let capability = express_capability(&bytes).ok_or_else(|| missing("port"))?;
-        let thread = find_thread(agent, &folder)?.ok_or_else(|| missing("hot-plug interrupt"))?;
+        let threads = find_threads(agent, &folder)?;
+        if threads.is_empty() {
+            return Err(missing("hot-plug interrupt"));
+        }
         Ok(Self {
             agent,
             slot,
             config,
             slot_control: capability.saturating_add(SLOT_CONTROL),
-            thread,
+            threads,
         })
     }
 
@@ -75,7 +79,7 @@ impl<'a> GuestPort<'a> {
         self.wait_at_rest("be without power", off)
     }
 
-    /// Has QEMU take out what is in the slot, and the guest find the slot empty.
+    /// Has QEMU take out what is in the slot, unnoticed by the guest until [`tell`](Self::tell).
     ///
     /// QEMU has no command for a removal that nobody was asked about. It takes a device out as soon as software turns
     /// the slot's power and its power indicator off, which a driver does last (hw/pci/pcie.c,
@@ -85,8 +89,21 @@ impl<'a> GuestPort<'a> {
     pub(super) fn empty(&self) -> Result<(), LabError> {
         let before = self.control()?;
         let kept = before & !(HOT_PLUG_INTERRUPT_ENABLE | POWER_INDICATOR_CONTROL);
-        self.set_control(kept | POWER_INDICATOR_OFF | POWER_CONTROLLER_CONTROL)?;
-        self.set_control(before)
+        self.set_control(kept | POWER_INDICATOR_OFF | POWER_CONTROLLER_CONTROL)
+    }
+
+    /// Has the guest find the slot empty, if [`empty`](Self::empty) has emptied it: the register gets back what it has
+    /// while an endpoint is in use ([`wait_on`](Self::wait_on)). A guest that knows already is left alone.
+    pub(super) fn tell(&self) -> Result<(), LabError> {
+        let before = self.control()?;
+        if before & HOT_PLUG_INTERRUPT_ENABLE != 0 {
+            return Ok(());
+        }
+        let kept = before & !(POWER_INDICATOR_CONTROL | POWER_CONTROLLER_CONTROL);
+        let in_use = kept | HOT_PLUG_INTERRUPT_ENABLE | POWER_INDICATOR_ON;
+        // Twice: without it the slot is dead for the guest.
+        self.set_control(in_use)
+            .or_else(|_| self.set_control(in_use))
     }
 
     /// A thread that sleeps waits for its interrupt; in all other waits of pciehp it cannot be interrupted.
@@ -97,9 +114,14 @@ impl<'a> GuestPort<'a> {
             if self.control()? & mask != expected {
                 return Ok(None);
             }
-            let stat = read(self.agent, &self.thread)?.unwrap_or_default();
-            let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
-            Ok(state.filter(|state| state.starts_with('S')).map(drop))
+            for thread in &self.threads {
+                let stat = read(self.agent, thread)?.unwrap_or_default();
+                let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+                if !state.is_some_and(|state| state.starts_with('S')) {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
         })
     }
 
@@ -120,8 +142,9 @@ impl<'a> GuestPort<'a> {
     }
 }
 
-/// The state of the thread of pciehp's interrupt: `irq/NUMBER-pciehp`.
-fn find_thread(agent: &AgentClient, folder: &str) -> Result<Option<String>, LabError> {
+/// The states of the threads of pciehp's interrupt: `irq/NUMBER-pciehp`.
+fn find_threads(agent: &AgentClient, folder: &str) -> Result<Vec<String>, LabError> {
+    let mut threads = Vec::new();
     let messages = found(agent.list(&format!("{folder}/msi_irqs"), wait::AGENT_COMMAND))?;
     let mut numbers: Vec<String> = messages
         .unwrap_or_default()
@@ -138,10 +161,10 @@ fn find_thread(agent: &AgentClient, folder: &str) -> Result<Option<String>, LabE
             .strip_prefix("irq/")
             .and_then(|name| name.strip_suffix("-pciehp"));
         if number.is_some_and(|number| numbers.iter().any(|n| n == number)) {
-            return Ok(Some(format!("/proc/{}/stat", process.name)));
+            threads.push(format!("/proc/{}/stat", process.name));
         }
     }
-    Ok(None)
+    Ok(threads)
 }
 
 /// Offset of the PCI Express Capability structure.

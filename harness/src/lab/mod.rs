@@ -340,11 +340,12 @@ impl Lab {
     }
 
     /// Suspends the guest to idle, its drivers with it, and resumes it after two seconds; waits until it answers again.
-    /// When all its devices are suspended `meanwhile` is called, which must not take as long as that. Programs that run in
-    /// the guest's background are frozen and go on.
+    /// When all its devices are suspended `meanwhile` is called, with the guest's processors stopped, so that it may take as
+    /// long as it likes. Programs that run in the guest's background are frozen and go on.
     ///
     /// # Errors
-    /// A guest that does not suspend or resume, with what it said.
+    /// A guest that does not suspend or resume, with what it said; a host so busy that the guest had resumed before the lab
+    /// could stop it.
     pub fn suspend(&self, meanwhile: impl FnOnce()) -> Result<(), LabError> {
         self.device_log.note("the guest is suspended");
         self.machine()?.suspend(meanwhile)

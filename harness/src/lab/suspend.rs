@@ -9,7 +9,7 @@
 //! one in use. So its driver lets go of it before and takes it again after; what was under way in it is lost, and a new
 //! conversation begins. Processes of the guest that run in the background go on.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::LabError;
 use super::agent_port::{self, PORT_ID};
@@ -17,10 +17,14 @@ use super::machine::Machine;
 use crate::agent::Command;
 use crate::wait::{self, Deadline};
 
-/// How long the guest stays suspended. QEMU reports a port's changes at most once a second.
+/// How long the guest stays suspended, by its own clock. QEMU reports a port's changes at most once a second.
 const ASLEEP: Duration = Duration::from_secs(2);
 /// What the kernel prints when all devices are suspended.
 const SUSPENDED: &str = "PM: suspend debug: Waiting for";
+/// What it prints before each call of a driver, by /sys/power/pm_print_times: behind [`SUSPENDED`], it resumes.
+const CALLING: &str = "PM: calling ";
+/// What tells the guest that the lab has heard all that it had to say.
+const HEARD: &str = "/tmp/suspend-now";
 
 impl Machine {
     /// Suspends the guest, does `meanwhile` when all its devices are suspended, and waits until it answers again.
@@ -33,25 +37,34 @@ impl Machine {
 
     fn suspended(&self, meanwhile: impl FnOnce()) -> Result<(), LabError> {
         let seconds = ASLEEP.as_secs();
-        // In the background: the reply could not be sent. The console stays awake to tell when all else sleeps.
+        // In the background, once the reply has arrived: it could not be sent. The console stays awake to tell when all
+        // else sleeps.
         let line = format!(
-            "rm -f /tmp/suspended; cd /sys/module && echo N > printk/parameters/console_suspend \
-             && echo {seconds} > suspend/parameters/pm_test_delay && echo devices > /sys/power/pm_test \
+            "rm -f /tmp/suspended {HEARD}; cd /sys/module && echo N > printk/parameters/console_suspend \
+             && echo {seconds} > suspend/parameters/pm_test_delay && cd /sys/power && echo devices > pm_test \
+             && echo 1 > pm_print_times \
              && cd /sys/bus/virtio/drivers/virtio_console && port=$(ls -d virtio*) || exit 1; \
-             (sleep 0.2; echo $port > unbind; echo freeze > /sys/power/state; status=$?; echo none > /sys/power/pm_test; \
+             (until [ -e {HEARD} ]; do usleep 1000; done; echo $port > unbind; \
+             echo freeze > /sys/power/state; status=$?; \
+             echo none > /sys/power/pm_test; echo 0 > /sys/power/pm_print_times; \
              echo $status > /tmp/suspended; echo $port > bind) > /dev/null 2>&1 < /dev/null &"
         );
         let mut events = self.qemu.qmp.events();
         let mark = self.qemu.console.mark();
         self.agent.check(&Command::shell(line))?;
+        self.agent.touch_unanswered(HEARD, wait::AGENT_COMMAND)?;
         let deadline = Deadline::new("the guest to suspend its devices", wait::SHUTDOWN);
         let asleep = (self.qemu.console).wait_for_since(mark, SUSPENDED, &deadline);
         asleep.map_err(|error| LabError::Unexpected(error.to_string()))?;
-        let begun = Instant::now();
+        // Its clock, too: it has as long to sleep afterwards as it has now.
+        self.qemu.qmp.stop()?;
         meanwhile();
-        if begun.elapsed() >= ASLEEP {
-            return Err(LabError::BadOption(format!(
-                "what was to be done while the guest is suspended took longer than that, which is {seconds} s"
+        let printed = self.qemu.console.printed_since(mark);
+        self.qemu.qmp.cont()?;
+        let slept = printed.split_once(SUSPENDED);
+        if slept.is_none_or(|(_, after)| after.contains(CALLING)) {
+            return Err(LabError::Unexpected(format!(
+                "the guest was suspended for {seconds} s, and the lab came too late to find it so"
             )));
         }
         let deadline = Deadline::new("the guest to resume", wait::SHUTDOWN);

@@ -191,6 +191,12 @@ impl Console {
         })?
     }
 
+    /// What has been printed behind `mark` (of the last 256 KiB).
+    pub fn printed_since(&self, mark: u64) -> String {
+        let state = lock(&self.shared.state);
+        String::from_utf8_lossy(state.text_since(mark).0).into_owned()
+    }
+
     /// Waits until QEMU has closed the console and all of it has been recorded and scanned.
     pub fn wait_closed(&self, deadline: &Deadline) -> Result<(), DeadlineExceeded> {
         let Shared { state, changed, .. } = &*self.shared;
@@ -325,6 +331,8 @@ mod tests {
         guest.write_all(b"ld\r\nlogin: ").unwrap();
         console.wait_for("login: ", &soon("login")).unwrap();
         let mark = console.mark();
+        assert_eq!(console.printed_since(mark), "");
+        assert!(console.printed_since(0).ends_with("world\r\nlogin: "));
         guest.write_all(b"login: ").unwrap();
         console
             .wait_for_since(mark, "login: ", &soon("second login"))
