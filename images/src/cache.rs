@@ -134,10 +134,12 @@ impl Cache {
         Ok((name, true))
     }
 
-    /// Notes that something below the cache is in use, for [`prune`](Self::prune).
+    /// Notes that something below the cache is in use, for [`prune`](Self::prune). Not as a modification: that is what base
+    /// images know an initramfs by.
     pub(crate) fn touch(&self, path: &Path) {
+        let now = fs::FileTimes::new().set_accessed(SystemTime::now());
         // A cache that cannot be written to is not pruned.
-        let _ = File::open(path).and_then(|dir| dir.set_modified(SystemTime::now()));
+        let _ = File::open(path).and_then(|file| file.set_times(now));
     }
 
     /// Removes what is below `below`, has a name that begins with `prefix`, and has not been touched for `age`: so long
@@ -145,7 +147,9 @@ impl Cache {
     pub(crate) fn prune(&self, below: &str, prefix: &str, age: Duration) {
         let entries = fs::read_dir(self.root.join(below)).into_iter().flatten();
         for entry in entries.flatten() {
-            let touched = entry.metadata().and_then(|m| m.modified());
+            let touched = entry
+                .metadata()
+                .and_then(|m| Ok(m.modified()?.max(m.accessed()?)));
             let is_old = touched.is_ok_and(|at| at.elapsed().is_ok_and(|since| since > age));
             if !is_old || !entry.file_name().to_string_lossy().starts_with(prefix) {
                 continue;
@@ -403,9 +407,15 @@ mod tests {
         let day = Duration::from_secs(24 * 60 * 60);
         for entry in fs::read_dir(dir.path().join("builds")).unwrap().flatten() {
             let entry = File::open(entry.path()).unwrap();
-            entry.set_modified(SystemTime::now() - 3 * day).unwrap();
+            let then = SystemTime::now() - 3 * day;
+            let times = fs::FileTimes::new().set_accessed(then).set_modified(then);
+            entry.set_times(times).unwrap();
         }
-        cache.touch(&dir.path().join("builds/module-used"));
+        let used = dir.path().join("builds/module-used");
+        let modified = || fs::metadata(&used).unwrap().modified().unwrap();
+        let before = modified();
+        cache.touch(&used);
+        assert_eq!(modified(), before);
         cache.prune("builds", "module-", 2 * day);
         let exists = |name: &str| dir.path().join("builds").join(name).exists();
         assert!(!exists("module-old") && !exists("module-file"));
