@@ -131,6 +131,15 @@ fn modules_unload_in_every_order() {
     memory.gone(&lab);
     sh(LOAD_P2PMEM);
     memory.back(&lab);
+    // A dma-buf keeps the driver as a file does, when there is no file any more.
+    sh(
+        "(sleep 600 | p2pmemtest keep MEMORY > /tmp/kept & echo $! > /tmp/pid); \
+         until grep -q ready /tmp/kept; do kill -0 $(cat /tmp/pid) && usleep 10000; done; ! rmmod p2pmem",
+    );
+    sh(&format!(
+        "kill $(cat /tmp/pid); until rmmod p2pmem; do usleep 10000; done; {LOAD_P2PMEM}"
+    ));
+    memory.back(&lab);
     // p2pmem first, and again; then the provider's driver first.
     sh(&format!(
         "rmmod p2pmem; rmmod dmabuf_importer; {LOAD_P2PMEM}; {LOAD_IMPORTER}"

@@ -61,6 +61,18 @@ pub fn import(device: &str, address: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Exports a page, and keeps nothing but the dma-buf until standard input ends. Says `ready` when it does.
+pub fn keep(device: &str) -> Result<(), String> {
+    let until_end = || -> io::Result<()> {
+        let p2pmem = P2pmem::open(device)?;
+        let _dma_buf = p2pmem.export(p2pmem.alloc(PAGE, 0)?.offset, PAGE)?;
+        drop(p2pmem);
+        println!("ready");
+        io::copy(&mut io::stdin(), &mut io::sink()).map(drop)
+    };
+    until_end().map_err(|error| error.to_string())
+}
+
 /// Exports a page, and has an importer that maps it for the device at `address` transfer, or so it says, until standard
 /// input ends. Says `ready` when it does.
 pub fn busy(device: &str, address: &str) -> Result<(), String> {

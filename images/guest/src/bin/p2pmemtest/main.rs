@@ -1,15 +1,17 @@
 //! Drives all that `/dev/p2pmemN` does and refuses, from user space; a scenario reads what it prints.
 //!
-//! `p2pmemtest info DEVICE` prints what the memory is. `distance DEVICE ADDRESS...` prints the hops to PCI devices;
-//! with `why` for `distance`, the kernel's log says what is refused.
-//! `check DEVICE DISK` goes through everything that works, then through everything that is refused; `DISK` is a block
-//! device that can reach the memory, and loses its first blocks. `import DEVICE ADDRESS` exports memory, has it mapped
-//! for the PCI device at ADDRESS, and prints the DMA addresses. `busy DEVICE ADDRESS` does the same with an importer that is
-//! busy until standard input ends. `scattered DEVICE BYTES` takes memory that lies in single pages, and prints how many.
-//! `dirty DEVICE VALUE` prints how many pages do not begin with 0, and makes all begin with VALUE. `ends DEVICE DISK` takes
-//! all that is free and has the disk fill pages at its beginning, around its middle and at its end, and read them back.
-//! `hold DEVICE DISK [ADDRESS]` uses memory in all ways at
-//! once, says `ready`, waits until the device is taken away, and checks what is left.
+//! | `p2pmemtest` ... | does |
+//! |---|---|
+//! | `info DEVICE` | prints what the memory is |
+//! | `distance DEVICE ADDRESS...` | prints the hops to PCI devices; as `why`, the kernel's log says what is refused |
+//! | `check DEVICE DISK` | goes through everything that works, then through everything that is refused; `DISK` can reach the memory, and loses its first blocks |
+//! | `import DEVICE ADDRESS` | exports memory, has it mapped for the PCI device at ADDRESS, prints the DMA addresses |
+//! | `busy DEVICE ADDRESS` | the same, with an importer that is busy until standard input ends |
+//! | `keep DEVICE` | keeps a dma-buf and nothing else until standard input ends |
+//! | `scattered DEVICE BYTES` | takes memory that lies in single pages, and prints how many |
+//! | `dirty DEVICE VALUE` | prints how many pages do not begin with 0, and makes all begin with VALUE |
+//! | `ends DEVICE DISK` | takes all that is free and has the disk fill pages at its beginning, around its middle and at its end, and read them back |
+//! | `hold DEVICE DISK [ADDRESS]` | uses memory in all ways at once, says `ready`, waits until the device is taken away, and checks what is left |
 
 mod cases;
 mod ends;
@@ -23,7 +25,7 @@ use std::process::ExitCode;
 use p2plab_guest::p2pmem::{Address, P2pmem, VERBOSE};
 
 const HELP: &str = "usage: p2pmemtest info DEVICE | distance|why DEVICE ADDRESS... | check DEVICE DISK \
-                    | import DEVICE ADDRESS | busy DEVICE ADDRESS | scattered DEVICE BYTES | dirty DEVICE VALUE \
+                    | import DEVICE ADDRESS | busy DEVICE ADDRESS | keep DEVICE | scattered DEVICE BYTES | dirty DEVICE VALUE \
                     | ends DEVICE DISK | hold DEVICE DISK [ADDRESS]";
 
 fn main() -> ExitCode {
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         ["check", device, disk] => check(device, disk),
         ["import", device, address] => import::import(device, address),
         ["busy", device, address] => import::busy(device, address),
+        ["keep", device] => import::keep(device),
         ["scattered", device, bytes] if bytes.parse::<u64>().is_ok() => {
             works::scattered(device, bytes.parse().unwrap_or_default())
         }
