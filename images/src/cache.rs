@@ -102,16 +102,11 @@ impl Cache {
         if missing.is_empty() {
             return Ok(());
         }
-        self.remove_abandoned();
-        let artifacts = self.directory("artifacts")?;
-        let temporary = self.temporary()?;
+        let temporary = self.begin_to_fill()?;
         fill(&missing, temporary.path(), progress)?;
-        for name in &missing {
-            let to = artifacts.join(name);
-            fs::rename(temporary.path().join(name), &to)
-                .map_err(|e| ArtifactError::writing(to, e))?;
-        }
-        Ok(())
+        missing
+            .iter()
+            .try_for_each(|name| self.publish(&temporary, name))
     }
 
     /// Adds to `artifacts/` a directory whose name is known when it is made: `make(dir)` creates it in `dir` and returns
@@ -122,27 +117,29 @@ impl Cache {
         make: impl FnOnce(&Path, &mut dyn Progress) -> Result<String, ArtifactError>,
     ) -> Result<(String, bool), ArtifactError> {
         let _lock = self.lock_to_fill(progress)?;
+        let temporary = self.begin_to_fill()?;
+        let name = make(temporary.path(), progress)?;
+        let is_new = !self.artifact(&name).is_dir();
+        if is_new {
+            self.publish(&temporary, &name)?;
+        }
+        Ok((name, is_new))
+    }
+
+    /// Where artifacts are made, by the holder of the lock.
+    fn begin_to_fill(&self) -> Result<TempDir, ArtifactError> {
         self.remove_abandoned();
         self.directory("artifacts")?;
-        let temporary = self.temporary()?;
-        let name = make(temporary.path(), progress)?;
-        let to = self.artifact(&name);
-        if to.is_dir() {
-            return Ok((name, false));
-        }
-        fs::rename(temporary.path().join(&name), &to).map_err(|e| ArtifactError::writing(to, e))?;
-        Ok((name, true))
+        self.temporary()
     }
 
-    /// Notes that something below the cache is in use, for [`prune`](Self::prune). Not as a modification: that is what base
-    /// images know an initramfs by.
-    pub(crate) fn touch(&self, path: &Path) {
-        let now = fs::FileTimes::new().set_accessed(SystemTime::now());
-        // A cache that cannot be written to is not pruned.
-        let _ = File::open(path).and_then(|file| file.set_times(now));
+    /// Gives what was made its place.
+    fn publish(&self, made: &TempDir, name: &str) -> Result<(), ArtifactError> {
+        let to = self.artifact(name);
+        fs::rename(made.path().join(name), &to).map_err(|e| ArtifactError::writing(to, e))
     }
 
-    /// Removes what is below `below`, has a name that begins with `prefix`, and has not been touched for `age`: so long
+    /// Removes what is below `below`, has a name that begins with `prefix`, and has not been [touched](touch) for `age`: so long
     /// that nobody is about to use it.
     pub(crate) fn prune(&self, below: &str, prefix: &str, age: Duration) {
         let entries = fs::read_dir(self.root.join(below)).into_iter().flatten();
@@ -304,6 +301,14 @@ const OURS: [&str; 6] = [
     "shares",
 ];
 
+/// Notes that something in the cache is in use, for who removes what has not been for long. Reading it does not: most file
+/// systems note that once a day. Not as a modification: that is what base images know an initramfs by.
+pub fn touch(path: &Path) {
+    let now = fs::FileTimes::new().set_accessed(SystemTime::now());
+    // A cache that cannot be written to is not pruned.
+    let _ = File::open(path).and_then(|file| file.set_times(now));
+}
+
 /// Removes the cache; see [`Cache::clean`].
 ///
 /// # Errors
@@ -414,7 +419,7 @@ mod tests {
         let used = dir.path().join("builds/module-used");
         let modified = || fs::metadata(&used).unwrap().modified().unwrap();
         let before = modified();
-        cache.touch(&used);
+        touch(&used);
         assert_eq!(modified(), before);
         cache.prune("builds", "module-", 2 * day);
         let exists = |name: &str| dir.path().join("builds").join(name).exists();

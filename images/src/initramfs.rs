@@ -59,7 +59,7 @@ impl Initramfs {
             .directory("initramfs")?
             .join(format!("{}.cpio", key(artifacts, spec)?));
         if path.is_file() {
-            cache.touch(&path);
+            crate::touch(&path);
             return Ok(path);
         }
         let archive = assemble(artifacts, spec)?;

@@ -37,7 +37,7 @@ mod qemu;
 mod resolve;
 mod system_image;
 
-pub use cache::{Cache, clean};
+pub use cache::{Cache, clean, touch};
 pub use error::ArtifactError;
 pub use fetch::{Resolved, ResolvedPackage};
 pub use host::{Accelerator, HostReport, accelerator};

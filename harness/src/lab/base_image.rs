@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use p2plab_images::{Accelerator, ArtifactError};
+use p2plab_images::{Accelerator, ArtifactError, touch};
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
@@ -178,13 +178,6 @@ fn lock(path: &Path) -> std::io::Result<File> {
         .open(path)?;
     rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
     Ok(file)
-}
-
-/// Notes that the image is in use. Reading it does not: most file systems note that once a day.
-fn touch(image: &Path) {
-    if let Ok(file) = File::open(image) {
-        let _ = file.set_times(fs::FileTimes::new().set_accessed(SystemTime::now()));
-    }
 }
 
 /// Removes the images that were used longest ago, but none of the last hour: somebody may be about to load it.

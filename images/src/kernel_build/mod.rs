@@ -349,7 +349,7 @@ impl ModuleBuilder {
     }
 
     fn found(&self, artifact: &Path) -> Result<Vec<BuiltModule>, ArtifactError> {
-        self.cache.touch(artifact);
+        crate::touch(artifact);
         let modules = kernel_objects(artifact).into_iter().map(|path| {
             let file = path.file_name().unwrap_or_default();
             let name = path.file_stem().unwrap_or_default();
