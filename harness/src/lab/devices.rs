@@ -246,16 +246,19 @@ impl Devices {
             .partition::<Vec<_>, _>(|device| device.name == name);
         self.devices = kept;
         self.removed.extend(removed.iter().map(Device::removed));
-        let models: Vec<Model> = removed.iter().map(|device| device.model.clone()).collect();
         // Ends the server.
         drop(removed);
         if self.has_link(name) {
             self.fabric.unplug(name)?;
         }
-        for model in models {
-            model.lose_power();
+        if let Some(removed) = self.find_removed(name) {
+            removed.model.lose_power();
         }
         Ok(())
+    }
+
+    fn find_removed(&self, name: &str) -> Option<&Removed> {
+        self.removed.iter().find(|removed| removed.name == name)
     }
 
     /// The slot that endpoint `name`, which was taken out, belongs into.
@@ -268,7 +271,7 @@ impl Devices {
                 "endpoint {name} is plugged in; detach or remove it before it is attached again"
             )));
         }
-        let removed = self.removed.iter().find(|removed| removed.name == name);
+        let removed = self.find_removed(name);
         let slot = removed.and_then(|removed| self.shape.slot(&removed.port));
         slot.ok_or_else(|| LabError::UnknownEndpoint {
             name: name.to_owned(),
@@ -282,7 +285,7 @@ impl Devices {
     /// As [`slot_of_removed`](Self::slot_of_removed), or what the host refuses.
     pub(super) fn plug_again(&mut self, name: &str) -> Result<(), LabError> {
         let slot = self.slot_of_removed(name)?;
-        let removed = self.removed.iter().find(|removed| removed.name == name);
+        let removed = self.find_removed(name);
         if let Some(model) = removed.map(|removed| removed.model.clone()) {
             self.plug(name, &slot.port, model, SocketAddress::Unlinked)?;
             self.removed.retain(|removed| removed.name != name);
