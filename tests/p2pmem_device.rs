@@ -4,12 +4,9 @@ use p2plab::lab::Guest;
 use p2plab::topology::{CmbOptions, GIB, MIB, Nvme, Topology, TopologyBuilder};
 use p2plab_guest::protocol::Exit;
 use p2plab_pcie::TlpKind;
-use p2plab_tests::p2pmem::{complaints, node, start};
+use p2plab_tests::p2pmem::{CMB_BAR, complaints, node, start};
 
 use crate::patience::until;
-
-/// The BAR of the SSDs' CMB.
-const CMB_BAR: u8 = 4;
 
 /// Two SSDs, the first with a CMB that the CPU reaches without being counted, or as `cmb` says.
 fn two_ssds(name: &str, cmb: CmbOptions) -> TopologyBuilder {

@@ -2,12 +2,7 @@
 
 use p2plab::topology::{CmbOptions, GIB, MIB, Nvme, PmrOptions, Topology};
 use p2plab_pcie::TlpKind;
-use p2plab_tests::p2pmem::{complaints, node, start};
-
-/// BARs of the SSD's memories.
-const CMB_BAR: u8 = 4;
-/// See [`CMB_BAR`].
-const PMR_BAR: u8 = 2;
+use p2plab_tests::p2pmem::{CMB_BAR, PMR_BAR, complaints, node, start};
 
 /// A user chooses between them by the device: memory comes from that BAR until it is full, though the kernel would give
 /// that of the other; every ioctl works on both; and data passes through each without a way up.
